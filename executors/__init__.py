@@ -1,0 +1,91 @@
+"""Run coffea processors anywhere without losing an event.
+
+The public interface and nothing else; each name is imported at its first use, so that ``import executors``
+costs nothing. ``run`` does a whole run; ``open`` gives a ``concurrent.futures.Executor`` on any engine;
+``for_coffea`` gives an executor for coffea's own ``Runner``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from executors.coffea.adapter import for_coffea
+    from executors.errors import (
+        AnalysisError,
+        DamagedError,
+        EngineError,
+        ExecutorsError,
+        FilesetError,
+        IncompleteError,
+        InterruptedRunError,
+        LockedError,
+        PlanChangedError,
+        SiteError,
+        UnknownNameError,
+        UsageError,
+    )
+    from executors.pools import open  # noqa: A004 - the verb users know: executors.open(name)
+    from executors.registry import describe, names
+    from executors.run import digest, load, run
+
+_ERRORS = (
+    "AnalysisError",
+    "DamagedError",
+    "EngineError",
+    "ExecutorsError",
+    "FilesetError",
+    "IncompleteError",
+    "InterruptedRunError",
+    "LockedError",
+    "PlanChangedError",
+    "SiteError",
+    "UnknownNameError",
+    "UsageError",
+)
+_HOMES = {
+    "describe": "executors.registry",
+    "digest": "executors.run",
+    "for_coffea": "executors.coffea.adapter",
+    "load": "executors.run",
+    "names": "executors.registry",
+    "open": "executors.pools",
+    "run": "executors.run",
+    **dict.fromkeys(_ERRORS, "executors.errors"),
+}
+
+__all__ = [
+    "AnalysisError",
+    "DamagedError",
+    "EngineError",
+    "ExecutorsError",
+    "FilesetError",
+    "IncompleteError",
+    "InterruptedRunError",
+    "LockedError",
+    "PlanChangedError",
+    "SiteError",
+    "UnknownNameError",
+    "UsageError",
+    "describe",
+    "digest",
+    "for_coffea",
+    "load",
+    "names",
+    "open",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'executors' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value  # a module of the same name (executors.run) must not hide it the next time
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,127 @@
+"""Constants in JSON: keys, names, axis parameters, classes, whatever a sum does not add up.
+
+The exact class of each survives. What JSON has no form for is held by reference or as a pickle in
+base64, so decoding belongs to our own results only. No accumulator is walked here (see ``pack``).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import sys
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_PLAIN = (str, int, bytes)
+_INT_DIGITS = 1 << 63  # beyond, decimal text is slow, and Python refuses it from 4,300 digits on
+
+
+def dumps(value: Any) -> bytes:
+    """A pickle that survives a second trip unchanged, as far as pickles can."""
+    return cloudpickle.dumps(value, protocol=5)  # type: ignore[no-any-return]
+
+
+def loads(blob: bytes) -> Any:
+    """The object of ``dumps``; runs code, so for our own results only."""
+    return pickle.loads(blob)
+
+
+def simple_dtype(dtype: np.dtype[Any]) -> bool:
+    """Whether a type is all in its ``str``, and its values all in their bytes."""
+    if dtype.char in "gG":  # long doubles: some of their bytes are padding, and hold anything
+        return False
+    return dtype.kind in "biufcmMSUV" and dtype.names is None and dtype.subdtype is None and not dtype.metadata
+
+
+def in_order(items: Iterable[Any]) -> list[Any]:
+    """A set's items in an order that does not depend on hashes."""
+    found = list(items)
+    kinds = {type(item) for item in found}
+    if kinds == {tuple}:
+        rows = {tuple(map(type, item)) for item in found}
+        natural = len(rows) == 1 and all(kind in _PLAIN for kind in next(iter(rows)))
+    else:
+        natural = len(kinds) <= 1 and all(kind in _PLAIN for kind in kinds)
+    return sorted(found, key=None if natural else _text)
+
+
+def _text(item: Any) -> str:
+    return json.dumps(encode(item), separators=(",", ":"))
+
+
+def encode(value: Any) -> Any:
+    """The JSON of a constant: itself if plain, else ``[tag, ...]``."""
+    kind = type(value)
+    if value is None or kind is str or kind is bool or kind is float:
+        return value
+    if kind is int and -_INT_DIGITS <= value < _INT_DIGITS:
+        return value
+    if kind in _ENCODERS:
+        return _ENCODERS[kind](value)
+    if isinstance(value, np.generic) and simple_dtype(value.dtype):
+        return ["s", value.dtype.str, _base64(value.tobytes())]
+    return ["p", _base64(dumps(value))]
+
+
+def decode(form: Any) -> Any:
+    """The inverse of ``encode``. Equal strings become one object, so that pickles of it are equal too."""
+    if type(form) is str:
+        return sys.intern(form)
+    return _DECODERS[form[0]](*form[1:]) if type(form) is list else form
+
+
+def _base64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode("ascii")
+
+
+def _array(value: np.ndarray[Any, Any]) -> list[Any]:
+    if simple_dtype(value.dtype):
+        return ["n", value.dtype.str, list(value.shape), _base64(value.tobytes())]
+    return ["p", _base64(dumps(value))]
+
+
+def _read_array(dtype: str, shape: list[int], data: str) -> Any:
+    return np.frombuffer(bytearray(base64.b64decode(data)), dtype=np.dtype(dtype)).reshape(shape)
+
+
+def _read_scalar(dtype: str, data: str) -> Any:
+    raw = base64.b64decode(data)
+    kind = np.dtype(dtype)
+    return np.frombuffer(raw, dtype=kind)[0] if raw else kind.type()
+
+
+def _each(tag: str) -> Callable[[Any], list[Any]]:
+    return lambda value: [tag, *map(encode, value)]
+
+
+_ENCODERS: dict[type, Callable[[Any], list[Any]]] = {
+    int: lambda value: ["x", hex(value)],
+    complex: lambda value: ["c", value.real, value.imag],
+    bytes: lambda value: ["b", _base64(value)],
+    list: _each("l"),
+    tuple: _each("t"),
+    dict: lambda value: ["d", *([encode(k), encode(v)] for k, v in value.items())],
+    set: lambda value: ["e", *map(encode, in_order(value))],
+    frozenset: lambda value: ["z", *map(encode, in_order(value))],
+    np.ndarray: _array,
+}
+
+_DECODERS: dict[str, Callable[..., Any]] = {
+    "x": lambda text: int(text, 16),
+    "c": complex,
+    "b": base64.b64decode,
+    "l": lambda *items: [decode(item) for item in items],
+    "t": lambda *items: tuple([decode(item) for item in items]),
+    "d": lambda *items: {decode(key): decode(value) for key, value in items},
+    "e": lambda *items: {decode(item) for item in items},
+    "z": lambda *items: frozenset([decode(item) for item in items]),
+    "n": _read_array,
+    "s": _read_scalar,
+    "p": lambda data: loads(base64.b64decode(data)),
+}

@@ -1,0 +1,338 @@
+"""The keeper: a small process that forks the workers, sees how each one ends, and leaves none behind.
+
+It is the parent (and sub-reaper) of everything an engine starts, so it can end all of it, tasks' own
+children included, when the runner closes the socket or dies by ``kill -9``; it runs no user code and is
+therefore never blocked by it. Run by its path; only the standard library may enter above the fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import importlib
+import os
+import pickle
+import select
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+import types
+from pathlib import Path
+from typing import Any, NoReturn
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+STOPPED_LIMIT = 5.0  # seconds; shorter stops are a batch system's suspend and resume
+END_LIMIT = 10.0
+MEMORY_POLL = 0.05
+PAGE = os.sysconf("SC_PAGESIZE")
+
+
+class Ward:
+    """One child: its ticket, and why it was killed if it was."""
+
+    def __init__(self, ticket: int) -> None:
+        self.ticket = ticket
+        self.why = ""
+        self.stopped = 0.0
+
+
+class Keeper:
+    """The loop: requests in, deaths out."""
+
+    def __init__(self, control: socket.socket, runner: int) -> None:
+        self.control = control
+        self.wards: dict[int, Ward] = {}
+        self.memory: int | None = None
+        self.sweep: str | None = None
+        self.wake, self.woken = socket.socketpair()
+        self.wake.setblocking(False)
+        self.woken.setblocking(False)
+        self.runner = _pidfd(runner)
+        self.oom_kills = _oom_kills()
+
+    def start(self) -> bool:
+        """Take the setup message; False when the runner was gone before it."""
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        setup = self._message()[0]
+        if setup is None:
+            return False
+        sys.path[:] = setup["path"]
+        self.memory, self.sweep = setup["memory"], setup["sweep"]
+        self._preload(setup["preload"])
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self.wake.fileno(), warn_on_full_buffer=False)
+        return True
+
+    def _preload(self, names: list[str]) -> None:
+        # An import may take seconds or hang on a file system: the runner's end must still be noticed.
+        parent = os.getppid()
+        signal.signal(signal.SIGALRM, lambda *_: None if os.getppid() == parent else os._exit(0))
+        signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+        for name in names:
+            try:
+                importlib.import_module(name)
+            except Exception:  # noqa: BLE001 - the worker's edge: the task that needs it will say it better
+                traceback.print_exc()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+    def loop(self) -> None:
+        """Serve until the runner closes its end or is gone."""
+        poller = select.poll()
+        for fd in (self.control.fileno(), self.woken.fileno(), self.runner):
+            poller.register(fd, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poller.poll(self._pause())}
+            if self.runner in ready:
+                return
+            if self.woken.fileno() in ready:
+                with contextlib.suppress(BlockingIOError):
+                    self.woken.recv(4096)
+            if self.control.fileno() in ready and not self._request():
+                return
+            self._bury()
+            self._check()
+
+    def _pause(self) -> int | None:
+        if self.memory is not None and self.wards:
+            return int(MEMORY_POLL * 1000)
+        return 500 if any(ward.stopped for ward in self.wards.values()) else None
+
+    def _message(self) -> tuple[dict[str, Any] | None, list[int]]:
+        try:
+            data, fds, _, _ = socket.recv_fds(self.control, 1 << 20, 4)
+        except OSError:
+            return None, []
+        return (pickle.loads(data) if data else None), fds
+
+    def _request(self) -> bool:
+        request, fds = self._message()
+        if request is None:
+            return False
+        if "kill" in request:
+            self._kill(request["kill"], request["why"])
+        else:
+            self._spawn(request, fds[0])
+        return True
+
+    def _spawn(self, request: dict[str, Any], fd: int) -> None:
+        keeper = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(fd)
+            self._tell(request["ticket"], None, f"cannot be started: {error.strerror}", 0)
+            return
+        if not pid:
+            self._become(request, fd, keeper)
+        os.close(fd)
+        self.wards[pid] = Ward(request["ticket"])
+
+    def _become(self, request: dict[str, Any], fd: int, keeper: int) -> NoReturn:
+        code = 70
+        try:
+            signal.set_wakeup_fd(-1)
+            for sock in (self.control, self.wake, self.woken):
+                sock.close()
+            os.close(self.runner)
+            _settle_in(request["log"], keeper)
+            module, _, function = request["target"].partition(":")
+            getattr(importlib.import_module(module), function)(socket.socket(fileno=fd))
+            code = 0
+        except BaseException:  # noqa: BLE001 - the worker's edge
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+            os._exit(code)
+
+    def _kill(self, ticket: int, why: str) -> None:
+        for pid, ward in self.wards.items():
+            if ward.ticket == ticket:
+                ward.why = ward.why or why
+                _kill_group(pid)
+
+    def _bury(self) -> None:
+        while True:
+            try:
+                seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if seen is None:
+                return
+            if seen.si_code in (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED):
+                self._bury_one(seen.si_pid)
+            else:
+                os.waitid(os.P_PID, seen.si_pid, os.WSTOPPED | os.WNOHANG)
+                if seen.si_pid in self.wards:
+                    self.wards[seen.si_pid].stopped = time.monotonic()
+
+    def _bury_one(self, pid: int) -> None:
+        ward = self.wards.pop(pid, None)
+        if ward is not None:
+            # Before the wait, while the number still belongs to the dead: its group cannot be another's.
+            _kill_group(pid)
+            for orphan in _children():
+                if orphan not in self.wards and _session(orphan) == pid:
+                    _kill(orphan)
+        _, status, usage = os.wait4(pid, 0)
+        if ward is not None:
+            code = os.waitstatus_to_exitcode(status)
+            self._tell(ward.ticket, code, ward.why or self._reason(code), usage.ru_maxrss * 1024)
+
+    def _reason(self, code: int) -> str:
+        before, self.oom_kills = self.oom_kills, _oom_kills()
+        if code == -signal.SIGKILL and self.oom_kills > before:
+            return "memory"  # the kernel killed for memory since the last look, and this one died by its hand
+        return "signal" if code < 0 else "exit"
+
+    def _check(self) -> None:
+        now = time.monotonic()
+        for pid, ward in self.wards.items():
+            if self.memory is not None and not ward.why and _resident(pid) > self.memory:
+                ward.why = "memory"
+                _kill_group(pid)
+            if ward.stopped and _state(pid) != "T":
+                ward.stopped = 0.0
+            elif ward.stopped and now - ward.stopped > STOPPED_LIMIT:
+                ward.why = ward.why or "stopped"
+                _kill_group(pid)
+
+    def _tell(self, ticket: int, code: int | None, why: str, peak: int) -> None:
+        with contextlib.suppress(OSError):
+            self.control.send(pickle.dumps((ticket, code, why, peak)))
+
+    def end(self) -> None:
+        """Kill every descendant, adopted ones included, and remove the private folder."""
+        deadline = time.monotonic() + END_LIMIT
+        while time.monotonic() < deadline:
+            for pid in self.wards:
+                _kill_group(pid)
+            for pid in _children():
+                _kill(pid)
+            self.wards.clear()  # after the first wait below the numbers are no longer theirs
+            if not _reap():
+                break
+            time.sleep(0.002)
+        if self.sweep:
+            shutil.rmtree(self.sweep, ignore_errors=True)
+
+
+def _reap() -> bool:
+    while True:
+        try:
+            if not os.waitpid(-1, os.WNOHANG)[0]:
+                return True
+        except ChildProcessError:
+            return False
+
+
+def _settle_in(log: str, keeper: int) -> None:
+    os.setsid()
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != keeper:
+        os._exit(113)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # A handler that does nothing, not SIG_IGN: a program that a task starts gets the default back.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")  # the kernel takes a worker before the runner
+    out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.close(out)
+    sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115, PTH123
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115, PTH123
+    faulthandler.enable(file=2)
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    sys.argv = [""]
+    if "numpy.random" in sys.modules:  # else every fork would draw the same numbers
+        sys.modules["numpy.random"].seed()
+
+
+def _pidfd(runner: int) -> int:
+    fd = os.pidfd_open(runner)
+    if os.getppid() != runner:  # it died before, and the number may be another's by now
+        os._exit(0)
+    return fd
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        os.killpg(pid, signal.SIGKILL)
+    _kill(pid)  # it may not have made its group yet
+
+
+def _children() -> list[int]:
+    me = os.getpid()
+    try:
+        return [int(pid) for pid in Path(f"/proc/{me}/task/{me}/children").read_text().split()]
+    except OSError:  # a kernel without that file
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(pid) == me]  # noqa: PTH208
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ["", "0"]
+
+
+def _state(pid: int) -> str:
+    return _stat(pid)[0].upper()
+
+
+def _parent(pid: int) -> int:
+    return int(_stat(pid)[1])
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return 0
+
+
+def _resident(pid: int) -> int:
+    try:
+        _, resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[:3]
+    except (OSError, ValueError):
+        return 0
+    return (int(resident) - int(shared)) * PAGE  # mapped files are given back under pressure: not counted
+
+
+def _oom_kills() -> int:
+    with contextlib.suppress(OSError, ValueError), Path("/proc/vmstat").open() as lines:
+        for line in lines:
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def main() -> None:
+    """``keeper.py FD PID``: the control socket and the runner's process number."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    keeper = Keeper(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+    try:
+        if keeper.start():
+            keeper.loop()
+    finally:
+        keeper.end()
+
+
+if __name__ == "__main__":
+    libc = ctypes.CDLL(None)
+    main()

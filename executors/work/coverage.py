@@ -1,0 +1,138 @@
+"""What of the tree is done: the stored nodes, each chunk below at most one of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from executors.work import tree as arithmetic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from executors.work.model import Node
+    from executors.work.plan import Tree
+
+Shape: TypeAlias = "tuple[Node, str] | tuple[Shape, Shape] | None"
+"""How stored nodes add up: a stored node with its identity, a pair of shapes, or nothing."""
+
+
+class Coverage:
+    """The stored nodes of a tree and what follows from them: what is missing, what can be merged."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.stored: dict[Node, str] = {}
+        self._chunks: dict[Node, int] = {}  # done chunks below each node above (or at) a stored one
+        self._pieces: dict[Node, int] = {}  # stored nodes below each such node
+        self._size: dict[Node, int] = {}
+
+    def size(self, node: Node) -> int:
+        """How many chunks lie below a node."""
+        found = self._size.get(node)
+        if found is None:
+            found = self._size[node] = self.tree.size(node)
+        return found
+
+    def path(self, node: Node) -> list[Node]:
+        """The nodes from the root down to ``node``; empty if it is no node of this tree."""
+        root = self.tree.root
+        found = list(arithmetic.path_to(root, node, self.tree)) if root is not None else []
+        return found if found and found[-1] == node else []
+
+    def add(self, node: Node, identity: str) -> bool:
+        """Count a stored node, unless any chunk below it is counted already; whether it was counted."""
+        path = self.path(node)
+        if not path or self._chunks.get(node) or any(above in self.stored for above in path):
+            return False
+        self._count(path, self.size(node), 1)
+        self.stored[node] = identity
+        return True
+
+    def remove(self, node: Node) -> None:
+        """Forget a stored node: its chunks are to be done again."""
+        del self.stored[node]
+        self._count(self.path(node), -self.size(node), -1)
+
+    def replace(self, node: Node, identity: str) -> list[tuple[Node, str]]:
+        """Put a merged node in the place of those below it; what it replaced."""
+        below = [(n, i) for n, i in self.leaves(self.shape(node)) if n != node]
+        for piece, _ in below:
+            self.remove(piece)
+        self.add(node, identity)
+        return below
+
+    def _count(self, path: list[Node], chunks: int, pieces: int) -> None:
+        for node in path:
+            self._chunks[node] = self._chunks.get(node, 0) + chunks
+            self._pieces[node] = self._pieces.get(node, 0) + pieces
+            if not self._pieces[node]:
+                del self._pieces[node], self._chunks[node]
+
+    def done(self, node: Node) -> int:
+        """How many chunks below a node are done."""
+        if node in self._chunks:
+            return self._chunks[node]
+        return self.size(node) if any(above in self.stored for above in self.path(node)) else 0
+
+    def pieces(self, node: Node) -> int:
+        """How many stored nodes lie below (or at) a node."""
+        return self._pieces.get(node, 0)
+
+    def complete(self, node: Node) -> bool:
+        """Whether all below a node is done, and all that is planned there is known."""
+        return self.done(node) == self.size(node) and not self.tree.unknown(node)
+
+    def highest_complete(self, node: Node) -> Node | None:
+        """The highest complete node above (or at) a stored one."""
+        return next((above for above in self.path(node) if self.complete(above)), None)
+
+    def missing(self, node: Node) -> Iterator[Node]:
+        """The largest nodes below ``node`` of which nothing is done, in order."""
+        if node in self.stored or not self.size(node):
+            return
+        if not self._chunks.get(node):
+            yield node
+            return
+        for kid in self.tree.children(node):
+            yield from self.missing(kid)
+
+    def shape(self, node: Node) -> Shape:
+        """How the stored nodes below a node add up."""
+        identity = self.stored.get(node)
+        if identity is not None:
+            return node, identity
+        if not self._chunks.get(node):
+            return None
+        left, right = (self.shape(kid) for kid in self.tree.children(node))
+        return (left, right) if left is not None and right is not None else left or right
+
+    def leaves(self, shape: Shape) -> Iterator[tuple[Node, str]]:
+        """The stored nodes of a shape, in order."""
+        yield from leaves(shape)
+
+
+def leaves(shape: Shape) -> Iterator[tuple[Node, str]]:
+    """The stored nodes of a shape, in order."""
+    if shape is None:
+        return
+    if is_leaf(shape):
+        yield shape  # type: ignore[misc]
+        return
+    for half in shape:
+        yield from leaves(half)  # type: ignore[arg-type]
+
+
+def is_leaf(shape: Shape) -> bool:
+    """Whether a shape is one stored node."""
+    return shape is not None and isinstance(shape[1], str)
+
+
+def uncovered(node: Node, covered: Iterable[Node], tree: arithmetic.Counts) -> Iterator[Node]:
+    """The largest nodes below ``node`` that hold nothing of ``covered``, in order."""
+    inside = [c for c in covered if arithmetic.contains(node, c)]
+    if not inside:
+        yield node
+    elif node not in inside:
+        for kid in arithmetic.children(node, tree):
+            # What covers a kid from above would contain the node, and then nothing is left of it.
+            yield from uncovered(kid, inside, tree)

@@ -1,0 +1,153 @@
+"""The ledger: which events are counted, which are given up and why, and what it all took."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from executors.work import tree as arithmetic
+from executors.work.model import Failure, Kind, Node, Receipt, Task
+from executors.work.policy import History
+from executors.work.report import DatasetCount, Snapshot
+
+if TYPE_CHECKING:
+    from executors.work.plan import Tree
+
+
+class Ledger:
+    """The running account of one plan, by dataset."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.began = time.monotonic()
+        datasets = tree.plan.datasets
+        chunk = tree.plan.chunk
+        self._dataset = [split.dataset for split in tree.splits]
+        self._planned = [sum(f.events(chunk) for f in d.files) for d in datasets]
+        self._chunks = [sum(f.chunks(chunk) for f in d.files) for d in datasets]
+        self._events_done = [0] * len(datasets)
+        self._chunks_done = [0] * len(datasets)
+        self._failures = [0] * len(datasets)
+        self.lost: dict[Node, Failure] = {}  # chunks given up
+        self._histories: dict[Node, History] = {}
+        self.peak: list[int] = [0] * len(datasets)
+        self.bytes_read = 0
+        self.cpu = 0.0
+        self._resumed = 0
+        self._told = 0.0
+        self._recent: list[tuple[float, int]] = []
+
+    @property
+    def events_planned(self) -> int:
+        """Events in the plan, as far as they are known."""
+        return sum(self._planned)
+
+    @property
+    def events_counted(self) -> int:
+        """Events in stored sums."""
+        return sum(self._events_done)
+
+    @property
+    def chunks_planned(self) -> int:
+        """Chunks in the plan."""
+        return sum(self._chunks)
+
+    @property
+    def chunks_done(self) -> int:
+        """Chunks in stored sums."""
+        return sum(self._chunks_done)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is known and counted."""
+        return self.events_counted == self.events_planned and not self.unknown_files()
+
+    def unknown_files(self) -> int:
+        """How many files nobody could count."""
+        return sum(f.entries is None for d in self.tree.plan.datasets for f in d.files)
+
+    def counted(self, node: Node, sign: int) -> None:
+        """A node's sum has been stored (+1), or has turned out to be damaged (-1)."""
+        for split in arithmetic.splits_of(node):
+            part = node if node.first >= 0 else self.tree.split_root(split)
+            dataset = self._dataset[split]
+            self._events_done[dataset] += sign * self.tree.events(part)
+            self._chunks_done[dataset] += sign * self.tree.size(part)
+
+    def resumed(self) -> None:
+        """What is counted now was counted by an earlier run."""
+        self._resumed = self.events_counted
+
+    def failed(self, node: Node, failure: Failure) -> History:  # noqa: ARG002 - the signature says what is recorded
+        """Count a failure of a chunk; its history."""
+        self._failures[self._dataset[node.split]] += 1
+        return self._histories.setdefault(node, History())
+
+    def parts(self, node: Node) -> int:
+        """In how many pieces a chunk is to be processed; 1 for all but those that failed for memory."""
+        history = self._histories.get(node)
+        return history.parts if history is not None else 1
+
+    def special_below(self, node: Node) -> bool:
+        """Whether a chunk below a node has failed before: such chunks run alone."""
+        return any(arithmetic.contains(node, n) for n in self._histories)
+
+    def give_up(self, node: Node, failure: Failure) -> None:
+        """A chunk will not be counted in this run."""
+        self.lost[node] = failure
+
+    def given_up(self, node: Node) -> bool:
+        """Whether a chunk was given up."""
+        return node in self.lost
+
+    def user_failures(self) -> int:
+        """On how many distinct chunks the analysis itself failed."""
+        return sum(f.kind in (Kind.USER, Kind.TIMEOUT) for f in self.lost.values())
+
+    def took(self, receipt: Receipt, task: Task) -> None:
+        """Add up what a task took."""
+        dataset = self._dataset[task.node.split]
+        self.cpu += receipt.cpu
+        for record in receipt.chunks:
+            self.bytes_read += record.bytes_read
+            self.peak[dataset] = max(self.peak[dataset], record.peak)
+
+    def rows(self) -> tuple[DatasetCount, ...]:
+        """The account, a row a dataset."""
+        reasons: list[Counter[str]] = [Counter() for _ in self._planned]
+        missing = [0] * len(self._planned)
+        for node, failure in self.lost.items():
+            dataset, events = self._dataset[node.split], self.tree.events(node)
+            missing[dataset] += events
+            reasons[dataset][f"{failure.kind}: {failure.error}"] += events
+        for i, dataset_ in enumerate(self.tree.plan.datasets):
+            for file in dataset_.files:
+                if file.entries is None:
+                    reasons[i][f"could not be opened: {file.error}"] += 1
+        return tuple(
+            DatasetCount(
+                name=d.name,
+                files=len(d.files),
+                events_planned=self._planned[i],
+                events_counted=self._events_done[i],
+                events_missing=missing[i],
+                reasons=tuple(r for r, _ in reasons[i].most_common(5)),
+                chunks_planned=self._chunks[i],
+                chunks_done=self._chunks_done[i],
+                failures=self._failures[i],
+            )
+            for i, d in enumerate(self.tree.plan.datasets)
+        )
+
+    def snapshot(self, in_flight: int, *, force: bool = False) -> Snapshot | None:
+        """The state now; None if the last one was given a moment ago."""
+        now = time.monotonic()
+        if not force and now - self._told < 0.25:
+            return None
+        self._told = now
+        self._recent = [*(r for r in self._recent if now - r[0] < 30), (now, self.events_counted)]
+        (then, before), (_, counted) = self._recent[0], self._recent[-1]
+        since, base = (then, before) if now - then > 2 else (self.began, self._resumed)
+        rate = max(0, counted - base) / (now - since) if now > since else 0.0
+        return Snapshot(self.rows(), now - self.began, in_flight, self.bytes_read, rate, self._resumed)

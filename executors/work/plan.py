@@ -1,0 +1,367 @@
+"""The plan: which events are to be counted, in which chunks, fixed by the first run and kept.
+
+A file that cannot be reached when the plan is made keeps its place: its number of entries is filled in
+by a later run, and no index of any other file moves. Nothing here opens a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from executors.errors import DamagedError, PlanChangedError
+from executors.work import tree
+from executors.work.model import FileSlice, Node, Range, Task
+from executors.work.store import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """One file of the plan. ``entries`` is None while nobody could count them."""
+
+    path: str
+    treename: str | None = None
+    uuid: str | None = None
+    entries: int | None = None
+    steps: tuple[Range, ...] | None = None  # the user's own ranges, instead of the whole file
+    limit: int | None = None  # at most so many chunks are planned
+    size: int | None = None  # of a local file when it was counted: tells a replaced one
+    mtime: int | None = None
+    error: str | None = None
+
+    def ranges(self, chunk: int) -> tuple[Range, ...]:
+        """The entry ranges of the file's chunks: equal parts, none above ``chunk`` entries."""
+        if self.entries is None:
+            return ()
+        steps = self.steps if self.steps is not None else ((0, self.entries),)
+        ranges = tuple(part for start, stop in steps for part in equal_parts(start, stop, chunk))
+        return ranges if self.limit is None else ranges[: self.limit]
+
+    def chunks(self, chunk: int) -> int:
+        """How many chunks the file has."""
+        if self.entries is None:
+            return 0
+        if self.steps is None:
+            n = -(-self.entries // chunk)
+            return n if self.limit is None else min(n, self.limit)
+        return len(self.ranges(chunk))
+
+    def events(self, chunk: int) -> int:
+        """How many events of the file are planned."""
+        if self.entries is None:
+            return 0
+        if self.steps is None and self.limit is None:
+            return self.entries
+        return sum(stop - start for start, stop in self.ranges(chunk))
+
+
+def equal_parts(start: int, stop: int, most: int) -> Iterator[Range]:
+    """``[start, stop)`` in equal ranges of at most ``most`` entries."""
+    length = stop - start
+    count = -(-length // most)
+    for i in range(count):
+        yield start + i * length // count, start + (i + 1) * length // count
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedDataset:
+    """One dataset of the plan; ``index`` is its place in the fileset, whatever was left out."""
+
+    name: str
+    index: int
+    files: tuple[PlannedFile, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """At most ``fsize`` files of one dataset: what one indexed output holds."""
+
+    dataset: int  # position in the plan
+    index: int  # dataset index, as in names and --index
+    part: int  # split index within the dataset
+    first: int  # position of its first file in the dataset
+    files: tuple[PlannedFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that is to be counted. The same plan gives the same tree, and so the same bits, for ever."""
+
+    workflow: str
+    fileset: str  # the JSON's stem, as in names
+    chunk: int
+    fsize: int | None
+    datasets: tuple[PlannedDataset, ...]
+    fingerprint: str
+    fingerprint_parts: Mapping[str, str] = field(default_factory=dict)
+    choices: Mapping[str, Any] = field(default_factory=dict)  # only, limit, max, …: what shaped the plan
+
+    def splits(self) -> tuple[Split, ...]:
+        """The splits in order: the positions are what nodes call ``split``."""
+        out = []
+        for position, dataset in enumerate(self.datasets):
+            step = self.fsize or max(1, len(dataset.files))
+            for part, first in enumerate(range(0, len(dataset.files), step)):
+                out.append(Split(position, dataset.index, part, first, dataset.files[first : first + step]))
+        return tuple(out)
+
+    def save(self, path: Path) -> None:
+        """Write the plan, whole or not at all, with a checksum of its own."""
+        body = json.dumps(asdict(self), separators=(",", ":"), sort_keys=True)
+        head = {"version": VERSION, "digest": hashlib.blake2b(body.encode(), digest_size=20).hexdigest()}
+        write_whole(path, [json.dumps(head).encode(), b"\n", body.encode(), b"\n"])
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a plan back; a damaged one is refused."""
+        text = path.read_bytes()
+        head_line, _, body = text.partition(b"\n")
+        body = body.removesuffix(b"\n")
+        try:
+            head = json.loads(head_line)
+            whole = head["digest"] == hashlib.blake2b(body, digest_size=20).hexdigest()
+            version = head["version"]
+        except (ValueError, KeyError, TypeError):
+            whole, version = False, None
+        if not whole:
+            raise DamagedError(f"{path} is damaged; put it back from a copy, or start anew with --overwrite")
+        if version != VERSION:
+            raise PlanChangedError(f"{path} was written by another version of this program ({version})")
+        return _plan_from(json.loads(body))
+
+    def with_counts(self, counted: Mapping[tuple[int, int], PlannedFile]) -> Plan:
+        """The plan with the files of ``counted`` (dataset, file) put in place of the unknown ones."""
+        datasets = tuple(
+            replace(d, files=tuple(counted.get((i, j), f) for j, f in enumerate(d.files)))
+            for i, d in enumerate(self.datasets)
+        )
+        return replace(self, datasets=datasets)
+
+
+def _plan_from(content: Mapping[str, Any]) -> Plan:
+    datasets = tuple(
+        PlannedDataset(
+            d["name"],
+            d["index"],
+            tuple(PlannedFile(**{**f, "steps": _steps(f["steps"])}) for f in d["files"]),
+            d["metadata"],
+        )
+        for d in content["datasets"]
+    )
+    return Plan(**{**content, "datasets": datasets})
+
+
+def _steps(rows: Iterable[Iterable[int]] | None) -> tuple[Range, ...] | None:
+    return None if rows is None else tuple((start, stop) for start, stop in rows)
+
+
+def limit_chunks(
+    datasets: Iterable[PlannedDataset], chunk: int, most: int | None, per_dataset: int | None
+) -> tuple[PlannedDataset, ...]:
+    """The datasets with at most ``most`` chunks in total and ``per_dataset`` in each, the first ones."""
+    left = most
+    out = []
+    for dataset in datasets:
+        allowed = per_dataset
+        files = []
+        for file in dataset.files:
+            bounds = [bound for bound in (left, allowed) if bound is not None]
+            take = min([file.chunks(chunk), *bounds])
+            files.append(replace(file, limit=take) if bounds else file)
+            left = None if left is None else left - take
+            allowed = None if allowed is None else allowed - take
+        out.append(replace(dataset, files=tuple(files)))
+    return tuple(out)
+
+
+def differences(old: Plan, new: Plan) -> list[str]:
+    """What a new command asks for that the kept plan does not, in words; counts are not compared."""
+    said = [
+        f"{what} was {_shown(a)} and is now {_shown(b)}"
+        for what, a, b in (
+            ("--chunk", old.chunk, new.chunk),
+            ("--fsize", old.fsize, new.fsize),
+            ("the workflow", old.workflow, new.workflow),
+            *(
+                (f"--{k}", old.choices.get(k), new.choices.get(k))
+                for k in sorted({*old.choices, *new.choices})
+            ),
+        )
+        if a != b
+    ]
+    before, after = {d.name: d for d in old.datasets}, {d.name: d for d in new.datasets}
+    said += [f"dataset {name!r} is gone" for name in before if name not in after]
+    said += [f"dataset {name!r} is new" for name in after if name not in before]
+    if not said and list(before) != list(after):
+        said.append("the datasets are in another order")
+    for name in before.keys() & after.keys():
+        said += _dataset_differences(before[name], after[name])
+    return said
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else str(value)
+
+
+def _dataset_differences(old: PlannedDataset, new: PlannedDataset) -> Iterator[str]:
+    def asked(dataset: PlannedDataset) -> dict[str, Any]:
+        return {f.path: f.steps for f in dataset.files}
+
+    was, now = asked(old), asked(new)
+    gone, fresh = was.keys() - now.keys(), now.keys() - was.keys()
+    if gone or fresh:
+        example = sorted(gone | fresh)[0]
+        yield f"dataset {old.name!r}: {len(fresh)} files are new, {len(gone)} are gone (such as {example})"
+    elif list(was) != list(now):
+        yield f"dataset {old.name!r}: the files are in another order"
+    elif was != now:
+        yield f"dataset {old.name!r}: the ranges of its files changed"
+    if json.dumps(old.metadata, sort_keys=True, default=str) != json.dumps(
+        new.metadata, sort_keys=True, default=str
+    ):
+        yield f"dataset {old.name!r}: its metadata changed"
+
+
+class Tree:
+    """The plan as a tree: what each node holds, how much, and what identifies it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.splits = plan.splits()
+        self._counts = [[f.chunks(plan.chunk) for f in s.files] for s in self.splits]
+        self._any_unknown = any(f.entries is None for s in self.splits for f in s.files)
+        self._keys: dict[tuple[int, int], str] = {}
+        self._heads: dict[int, bytes] = {}
+
+    @property
+    def root(self) -> Node | None:
+        """The node of the whole plan, or None where nothing is planned."""
+        return tree.plan_node(0, len(self.splits), self) if self.splits else None
+
+    def files(self, split: int) -> int:
+        """Number of files of a split."""
+        return len(self._counts[split])
+
+    def chunks(self, split: int, file: int) -> int:
+        """Number of chunks of a file of a split."""
+        return self._counts[split][file]
+
+    def split_root(self, split: int) -> Node:
+        """The node of one split."""
+        return tree.split_node(split, self)
+
+    def children(self, node: Node) -> tuple[Node, ...]:
+        """The two halves of a node, or nothing for a chunk."""
+        return tree.children(node, self)
+
+    def file(self, split: int, file: int) -> PlannedFile:
+        """A file by its place."""
+        return self.splits[split].files[file]
+
+    def pieces(self, node: Node) -> Iterator[tuple[int, int, int, int]]:
+        """``(split, file, lo, hi)`` for each file below a node that has chunks there."""
+        if node.hi >= 0:
+            if node.hi > node.lo:
+                yield node.split, node.first, node.lo, node.hi
+            return
+        for split in tree.splits_of(node):
+            counts = self._counts[split]
+            files = range(len(counts)) if node.first < 0 else range(node.first, node.last)
+            yield from ((split, file, 0, counts[file]) for file in files if counts[file])
+
+    def size(self, node: Node) -> int:
+        """How many chunks lie below a node."""
+        if node.hi >= 0:
+            return node.hi - node.lo
+        return sum(hi - lo for _, _, lo, hi in self.pieces(node))
+
+    def events(self, node: Node) -> int:
+        """How many events lie below a node."""
+        total = 0
+        for split, file, lo, hi in self.pieces(node):
+            planned = self.file(split, file)
+            if lo == 0 and hi == self._counts[split][file]:
+                total += planned.events(self.plan.chunk)
+            else:
+                total += sum(stop - start for start, stop in planned.ranges(self.plan.chunk)[lo:hi])
+        return total
+
+    def unknown(self, node: Node) -> bool:
+        """Whether a file whose entries nobody could count lies below a node."""
+        if not self._any_unknown:
+            return False
+        if node.hi >= 0:
+            return self.file(node.split, node.first).entries is None
+        return any(
+            file.entries is None
+            for split in tree.splits_of(node)
+            for file in (
+                self.splits[split].files
+                if node.first < 0
+                else self.splits[split].files[node.first : node.last]
+            )
+        )
+
+    def key(self, split: int, file: int) -> str:
+        """The hash of all that identifies a file's events in this analysis."""
+        found = self._keys.get((split, file))
+        if found is None:
+            planned = self.file(split, file)
+            own = json.dumps(
+                [planned.path, planned.uuid, planned.treename, planned.entries], ensure_ascii=False
+            )
+            found = hashlib.blake2b(
+                self._head(split) + own.encode("utf-8", "surrogatepass"), digest_size=16
+            ).hexdigest()
+            self._keys[split, file] = found
+        return found
+
+    def _head(self, split: int) -> bytes:
+        position = self.splits[split].dataset
+        if position not in self._heads:
+            dataset = self.plan.datasets[position]
+            text = json.dumps(
+                [self.plan.fingerprint, dataset.name, dataset.metadata], sort_keys=True, ensure_ascii=False
+            )
+            self._heads[position] = text.encode("utf-8", "surrogatepass")
+        return self._heads[position]
+
+    def id(self, node: Node) -> str:
+        """The identity of a node: of the analysis, the files and the ranges below it."""
+        return tree.node_id(
+            (self.key(split, file), self.file(split, file).ranges(self.plan.chunk)[lo:hi])
+            for split, file, lo, hi in self.pieces(node)
+        )
+
+    def task(self, node: Node, parts: int = 1, urls: Mapping[str, str] | None = None) -> Task:
+        """The task of a node below one split, as it travels to a worker."""
+        split = self.splits[node.split]
+        slices = tuple(
+            self._slice(node.split, file, lo, hi, parts, urls or {}) for _, file, lo, hi in self.pieces(node)
+        )
+        return Task(tree.id_within(node, slices), node, self.plan.datasets[split.dataset].name, slices)
+
+    def _slice(
+        self, split: int, file: int, lo: int, hi: int, parts: int, urls: Mapping[str, str]
+    ) -> FileSlice:
+        planned = self.file(split, file)
+        return FileSlice(
+            index=file,
+            path=urls.get(planned.path, planned.path),
+            treename=planned.treename or "",
+            uuid=planned.uuid or "",
+            entries=planned.entries or 0,
+            lo=lo,
+            ranges=planned.ranges(self.plan.chunk)[lo:hi],
+            key=self.key(split, file),
+            parts=parts,
+        )

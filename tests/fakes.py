@@ -1,0 +1,170 @@
+"""An analysis without physics, engines that lie, a plan without files: the core's tests in milliseconds."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from executors.work.drive import Drive, Terms
+from executors.work.journal import Journal
+from executors.work.merge import MergeTask, merge, total
+from executors.work.model import Kind
+from executors.work.packed import Packed, Sink
+from executors.work.plan import Plan, PlannedDataset, PlannedFile, Tree
+from executors.work.policy import Limits
+from executors.work.report import Silent
+from executors.work.worker import Place, perform
+
+BINS = 16
+
+
+def pack(values: np.ndarray) -> Packed:
+    """A packed array of doubles."""
+    sink = Sink()
+    return sink.finish(sink.put("<f8", np.array(values, "<f8")), additive=True)
+
+
+def truth(plan: Plan) -> np.ndarray:
+    """What every event counted exactly once gives."""
+    out = np.zeros(BINS)
+    for dataset in plan.datasets:
+        for file in dataset.files:
+            for start, stop in file.ranges(plan.chunk):
+                out += fake_sum(file.path, start, stop)
+    return out
+
+
+def fake_sum(path: str, start: int, stop: int) -> np.ndarray:
+    events = np.arange(start, stop)
+    weight = (len(path) % 7 + 1) / 64
+    return np.bincount(events % BINS, minlength=BINS) * weight
+
+
+class Garbage(OSError):
+    pass
+
+
+@dataclass
+class FakeAnalysis:
+    """Sums of known value; ``faults`` maps (path, start) to what happens there."""
+
+    faults: dict = field(default_factory=dict)
+    runs: Counter = field(default_factory=Counter)
+
+    @contextlib.contextmanager
+    def open(self, dataset, piece):
+        fault = self.faults.get((piece.path, None))
+        if fault is not None:
+            raise fault
+        yield FakeFile(self, piece.path)
+
+    def pack(self, value):
+        return pack(value)
+
+    def combine(self, left, right):
+        return pack(left.regions["<f8"] + right.regions["<f8"])
+
+    def classify(self, error):
+        return {
+            Garbage: Kind.BAD, TimeoutError: Kind.PASSING, MemoryError: Kind.MEMORY
+        }.get(type(error), Kind.USER)  # fmt: skip
+
+    def frames(self, error):
+        return ("fake.py:1 in process",)
+
+
+@dataclass
+class FakeFile:
+    analysis: FakeAnalysis
+    path: str
+    bytes_read: int = 0
+
+    def process(self, start, stop):
+        self.analysis.runs[self.path, start, stop] += 1
+        self.bytes_read += stop - start
+        fault = self.analysis.faults.get((self.path, start))
+        if callable(fault) and not isinstance(fault, type):
+            fault(start, stop)
+        elif fault is not None:
+            raise fault
+        return fake_sum(self.path, start, stop)
+
+
+def make_plan(files=(10, 0, 25, 7), chunk=5, fsize=None, datasets=("a",), fingerprint="f" * 40) -> Plan:
+    return Plan(
+        workflow="fake",
+        fileset="fake",
+        chunk=chunk,
+        fsize=fsize,
+        fingerprint=fingerprint,
+        datasets=tuple(
+            PlannedDataset(
+                name,
+                i,
+                tuple(PlannedFile(f"{name}/{j}.root", "Events", f"{j:032x}", n) for j, n in enumerate(files)),
+            )
+            for i, name in enumerate(datasets)
+        ),
+    )
+
+
+def make_place(folder: Path, **kw) -> Place:
+    place = Place(folder, **kw)
+    for name in ("store", "notes", "logs"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def call_for(analysis, place):
+    """What the pool runs: a task or a merge."""
+
+    def call(task):
+        return merge(task, analysis, place) if isinstance(task, MergeTask) else perform(task, analysis, place)
+
+    return call
+
+
+def make_drive(plan, folder, pool, analysis=None, *, wrap=None, shared=True, **terms):
+    place = make_place(Path(folder), shared=shared)
+    analysis = analysis or FakeAnalysis()
+    call = call_for(analysis, place)
+    terms = {"limits": Limits(backoff=0.001), "slots": 4, "grace": 1.0, **terms}
+    return Drive(
+        Tree(plan),
+        place,
+        wrap(call) if wrap else call,
+        pool,
+        Terms(**terms),
+        journal=Journal(place.run / "journal.jsonl"),
+        observer=Silent(),
+        stop=threading.Event(),
+        combine_here=None if shared else call_for(analysis, make_place(Path(folder))),
+    )
+
+
+def drive_to_end(plan, folder, analysis=None, pool=None, **kw):
+    """A whole run, resumed from what the folder holds; the drive, for its ledger."""
+    with contextlib.ExitStack() as stack:
+        if pool is None:
+            pool = stack.enter_context(ThreadPoolExecutor(4))
+        drive = make_drive(plan, folder, pool, analysis, **kw)
+        drive.resume()
+        drive.plan_work()
+        drive.run()
+        drive.journal.close()
+    return drive
+
+
+def result(drive) -> np.ndarray:
+    """The merged sum of what is stored."""
+    shape = drive.coverage.shape(drive.tree.root)
+    if shape is None:
+        return np.zeros(BINS)
+    packed, _ = total(shape, drive.store, FakeAnalysis().combine)
+    return np.asarray(packed.regions["<f8"])

@@ -1,0 +1,140 @@
+"""The driver over a thread pool: what is planned is counted once, whatever happens."""
+
+import sys
+from pathlib import Path
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from fakes import FakeAnalysis, Garbage, drive_to_end, fake_sum, make_drive, make_plan, result, truth  # noqa: E402
+
+from executors.work.model import Kind  # noqa: E402
+
+
+def check(drive, plan):
+    assert np.array_equal(result(drive), truth(plan))
+    assert drive.ledger.complete
+    assert not drive.ledger.lost
+
+
+@pytest.mark.parametrize("files", [(1,), (10, 0, 25, 7), (0, 0, 3), (1000,), tuple(range(40))])
+@pytest.mark.parametrize("fsize", [None, 1, 3])
+def test_counts_everything(tmp_path, files, fsize):
+    plan = make_plan(files, fsize=fsize, datasets=("a", "bb", "ccc"))
+    drive = drive_to_end(plan, tmp_path)
+    check(drive, plan)
+    if drive.terms.merging:
+        assert len(drive.coverage.stored) <= 1 + (0 in files)
+
+
+def test_second_run_does_nothing(tmp_path):
+    plan = make_plan((100, 200))
+    drive_to_end(plan, tmp_path)
+    again = FakeAnalysis()
+    check(drive_to_end(plan, tmp_path, again), plan)
+    assert not again.runs
+
+
+def test_workers_without_the_store(tmp_path):
+    plan = make_plan((100, 200, 37))
+    check(drive_to_end(plan, tmp_path, shared=False), plan)
+
+
+def test_changed_analysis_takes_nothing_over(tmp_path):
+    drive_to_end(make_plan((50,)), tmp_path)
+    again = FakeAnalysis()
+    plan = make_plan((50,), fingerprint="0" * 40)
+    check(drive_to_end(plan, tmp_path, again), plan)
+    assert sum(again.runs.values()) == 10
+
+
+def test_passing_failures_are_retried(tmp_path):
+    plan = make_plan((100,), chunk=10)
+    left = [3]
+
+    def flaky(start, stop):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise TimeoutError("slow")
+
+    check(drive_to_end(plan, tmp_path, FakeAnalysis({("a/0.root", 50): flaky})), plan)
+
+
+def test_bad_chunk_is_named_and_the_rest_counted(tmp_path):
+    plan = make_plan((100, 100), chunk=10)
+    analysis = FakeAnalysis({("a/0.root", 50): Garbage("zeros")})
+    drive = drive_to_end(plan, tmp_path, analysis)
+    (failure,) = drive.ledger.lost.values()
+    assert (failure.path, failure.range, failure.kind) == ("a/0.root", (50, 60), Kind.BAD)
+    assert np.array_equal(result(drive), truth(plan) - fake_sum("a/0.root", 50, 60))
+    assert analysis.runs["a/0.root", 50, 60] == 2
+    assert not drive.ledger.complete
+    check(drive_to_end(plan, tmp_path, FakeAnalysis()), plan)
+
+
+def test_memory_splits_the_chunk(tmp_path):
+    plan = make_plan((100_000,), chunk=50_000)
+
+    class Hungry(FakeAnalysis):
+        def pack(self, value):
+            if value.sum() * 64 / 2 > 15_000:
+                raise MemoryError
+            return super().pack(value)
+
+    analysis = Hungry()
+    drive = drive_to_end(plan, tmp_path, analysis)
+    check(drive, plan)
+    assert max(stop - start for (_, start, stop), n in analysis.runs.items() if n) == 50_000
+    assert all(n == 1 for n in analysis.runs.values())
+
+
+def test_user_bug_stops_at_once(tmp_path):
+    plan = make_plan((10_000,), chunk=10)
+    analysis = FakeAnalysis({("a/0.root", 10 * i): ValueError("bug") for i in range(1000)})
+    drive = drive_to_end(plan, tmp_path, analysis)
+    assert drive.halted.kind is Kind.USER
+    assert sum(analysis.runs.values()) <= 8
+
+
+def test_user_bug_late_keeps_the_rest(tmp_path):
+    plan = make_plan((1000,), chunk=10)
+    drive = drive_to_end(plan, tmp_path, FakeAnalysis({("a/0.root", 500): ValueError("bug")}))
+    assert drive.halted is None
+    (failure,) = drive.ledger.lost.values()
+    assert failure.kind is Kind.USER
+    assert drive.ledger.events_counted == 990
+
+
+def test_damaged_object_is_made_again(tmp_path):
+    plan = make_plan((100, 200, 30))
+    drive_to_end(plan, tmp_path)
+    (path,) = (tmp_path / "store").rglob("*.part")
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+    again = FakeAnalysis()
+    with ThreadPoolExecutor(2) as pool:
+        drive = make_drive(plan, tmp_path, pool, again)
+        drive.resume()
+        drive.plan_work()
+        drive.run()
+        packed, events = drive.total(again.combine)
+    assert events == 330
+    assert again.runs
+    assert np.array_equal(packed.regions["<f8"], truth(plan))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 1e9])
+def test_task_size_does_not_change_the_bits(tmp_path, seconds):
+    plan = make_plan((997, 13, 550), chunk=7)
+
+    class Rough(FakeAnalysis):
+        def pack(self, value):
+            return super().pack(np.sqrt(value + 0.1))
+
+    one = result(drive_to_end(plan, tmp_path / "one", Rough(), slots=1, task_seconds=0.0))
+    two = result(drive_to_end(plan, tmp_path / "two", Rough(), slots=4, task_seconds=seconds))
+    assert one.tobytes() == two.tobytes()
