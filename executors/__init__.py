@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from executors.pools import open  # noqa: A004 - the verb users know: executors.open(name)
     from executors.registry import describe, names
-    from executors.run import digest, load, run
+    from executors.running import digest, load, run
 
 _ERRORS = (
     "AnalysisError",
@@ -46,12 +46,12 @@ _ERRORS = (
 )
 _HOMES = {
     "describe": "executors.registry",
-    "digest": "executors.run",
+    "digest": "executors.running",
     "for_coffea": "executors.coffea.adapter",
-    "load": "executors.run",
+    "load": "executors.running",
     "names": "executors.registry",
     "open": "executors.pools",
-    "run": "executors.run",
+    "run": "executors.running",
     **dict.fromkeys(_ERRORS, "executors.errors"),
 }
 

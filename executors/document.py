@@ -155,7 +155,7 @@ def _yaml(text: str) -> Any:
             return dict(super().construct_mapping(node, deep))
 
     try:
-        return yaml.load(text, Loader)  # noqa: S506 - derived from the safe loader
+        return yaml.load(text, Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""

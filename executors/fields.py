@@ -1,6 +1,6 @@
 """The fields of a fileset, checked one at a time: each gives the value in its one form or a ``FilesetError``.
 
-``where`` is the place in the fileset, for the message. How the fields make up a fileset is said in ``fileset``.
+``where`` is the place in the fileset, for the message. How fields make up a fileset is for ``fileset``.
 """
 
 from __future__ import annotations

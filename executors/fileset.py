@@ -151,10 +151,14 @@ class _Reading:
         name = _file_name(path, where)
         where = f"{where}, file {name!r}"
         said = _about_file(about, where)
+        try:
+            remote = addresses.is_remote(name)
+        except UnknownNameError as error:
+            raise FilesetError(f"{where}: {error.message}") from None
         if said.treename is None:
             name, tree = addresses.split_tree(name)
             said = replace(said, treename=tree)
-        if addresses.is_remote(name):
+        if remote:
             if "*" in name:
                 raise FilesetError(f"{where}: globs are for local files; list these one by one")
             yield replace(said, path=name)
@@ -178,9 +182,8 @@ class _Reading:
             if same is file:
                 continue
             if replace(file, path=same.path) != same:
-                raise FilesetError(
-                    f"{where}: {same.path!r} stands there twice, with different trees, steps, entries or uuids"
-                )
+                how = "with different trees, steps, entries or uuids"
+                raise FilesetError(f"{where}: {same.path!r} stands there twice, {how}")
             also = "" if same.path == file.path else f" (also spelt {file.path!r})"
             self.warnings.append(f"{where}: {same.path!r} stood there twice{also}; it is counted once")
         return tuple(kept.values())

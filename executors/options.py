@@ -142,8 +142,16 @@ class Settings:
     retries: int = option(3, FAULTS, "times a chunk is tried again", metavar="N", least=0, most=1000)
     skipbadfiles: bool = option(False, FAULTS, "go on without bad inputs, and list them")
     allow_missing: int = option(0, FAULTS, "exit 0 with up to N events missing", metavar="N", least=0)
+    allow_missing_files: int = option(
+        0, FAULTS, "exit 0 with up to N files that nobody could open", metavar="N", least=0
+    )
     chunk_timeout: float | None = option(
-        None, FAULTS, "give up a chunk after so long", metavar="SECONDS", least=0.1, most=30 * 86_400
+        None,
+        FAULTS,
+        "give up a chunk after so long (default: an hour)",
+        metavar="SECONDS",
+        least=0.1,
+        most=30 * 86_400,
     )
 
     config: Path | None = option(

@@ -6,13 +6,17 @@ Datasets keep the index they have in the whole fileset. Nothing is read here but
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from executors import addresses
 from executors.errors import UnknownNameError, UsageError
-from executors.fileset import Fileset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from executors.fileset import Fileset
 
 
 def limit(fileset: Fileset, files: int | None) -> Fileset:
@@ -25,7 +29,7 @@ def limit(fileset: Fileset, files: int | None) -> Fileset:
 
 
 def only(fileset: Fileset, wanted: Sequence[str]) -> Fileset:
-    """What ``--only`` names, in the fileset's own order: dataset names, indices, globs, input files, @lists."""
+    """What ``--only`` names, in the fileset's own order: datasets, indices, globs, input files, @lists."""
     if not wanted:
         return fileset
     names: set[str] = set()

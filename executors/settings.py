@@ -48,7 +48,8 @@ def resolve(
     config_file = config_file or (Path(cli["config"]) if cli.get("config") else None)
     values: dict[str, Any] = {o.name: o.default for o in options()}
     origins = {o.name: "default" for o in options()}
-    layers: list[tuple[str, Mapping[str, Any]]] = [("caller", defaults), ("site", site or {})]
+    called = {name: [value] if _lone(name, value) else value for name, value in defaults.items()}
+    layers: list[tuple[str, Mapping[str, Any]]] = [("caller", called), ("site", site or {})]
     if config_file is not None:
         layers.append((f"file {config_file}", read_toml(config_file)))
     layers += _environment(env if env is not None else {})
@@ -59,6 +60,11 @@ def resolve(
         for key, value in layer.items():
             _put(values, origins, _option(key, origin), value, origin)
     return Resolved(Settings(**values), origins)
+
+
+def _lone(name: str, value: Any) -> bool:
+    """Whether a calling program gave one text where a list is wanted."""
+    return isinstance(value, str) and _option(name, "caller").repeated
 
 
 def read_toml(path: Path) -> dict[str, Any]:

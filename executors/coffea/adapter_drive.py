@@ -31,10 +31,14 @@ if TYPE_CHECKING:
 
 CANARIES = 4  # items in flight until one has succeeded: what a bug on the first event may cost
 LOST_TOGETHER = 2  # deaths in company after which an item is tried alone
-LOST_ALONE = 2  # deaths all alone after which the item itself is the culprit
+LOST_ALONE = 2  # deaths all alone after which the item itself is the culprit, …
+LOST_IN_ALL = (
+    4  # … if it has seen so many in all: one worker may be shot by its batch system, but hardly four
+)
 KILLERS = 3  # culprits in a row, nothing done in between: then it is not the items
 UNREADABLE = 20  # bad inputs without one good: the storage is down, not the files
 RENEWALS = 3  # pools opened in a row without one result
+STRAYS = 20  # answers for another item, of one item: the pool mixes them up now and then, or always
 NOT_TRAVELLING = (ImportError, AttributeError, pickle.PickleError)  # the worker cannot even unpickle the call
 
 
@@ -47,6 +51,7 @@ class Ticket:
     tries: int = 0  # ended badly, by the item's own exception
     together: int = 0  # deaths while others were running
     alone: int = 0
+    strays: int = 0  # answers for another item
 
 
 @dataclass
@@ -91,19 +96,31 @@ class Drive:
             while not self.stopped and self._settled < len(self.plan.items):
                 self._hand_out()
                 self._take_in()
+            self._finish()
         except BaseException:
             # Ctrl-C and the like: whoever waits wants the prompt now, not after the running items.
-            self._recall()
-            if self.session.replaceable:
+            if not self._recall() and self.session.replaceable:
                 self.session.close()
             raise
         finally:
             self._recall()
             self.plan.report.not_run += len(self.plan.items) - self._settled
 
-    def _recall(self) -> None:
-        for future in self._flying:
-            future.cancel()
+    def _finish(self) -> None:
+        """After an early stop: keep what has come; wait for what runs unless the analysis is at fault."""
+        wait = bool(self.stopped) and any(trouble.kind is Kind.SITE for _, trouble, _ in self.failures)
+        for future in list(self._flying):
+            if future.cancel():
+                del self._flying[future]
+        while self._flying and (wait or not self._landed.empty()):
+            self._take_in()
+
+    def _recall(self) -> bool:
+        """Take back what is in the pool; whether nothing of it runs on."""
+        running = [future for future in self._flying if not future.cancel() and not future.done()]
+        self._flying.clear()
+        ended = [self.session.kill(future, "its call has ended") for future in running]
+        return all(ended)
 
     # --- handing out
 
@@ -117,13 +134,19 @@ class Drive:
 
     def _hand_out(self) -> None:
         if self._suspects and not self._flying:
-            self._alone = True
-            self._submit(self._suspects.popleft())
+            self._alone = self._submit(self._suspects[0])
+            if self._alone:
+                self._suspects.popleft()
             return
         while len(self._flying) < self._room:
             ticket = self._next()
-            if ticket is None or not self._submit(ticket):
+            if ticket is None:
                 return
+            if not self._submit(ticket):
+                self._again.appendleft(ticket)
+                return
+            if not self._landed.empty():
+                return  # an engine that works inline has already answered
 
     def _next(self) -> Ticket | None:
         if self._later and self._later[0][0] <= time.monotonic():
@@ -144,9 +167,9 @@ class Drive:
         try:
             future = pool.submit(run_item, self._step, item, self._token, ticket.index, self.plan.compression)
         except (RuntimeError, OSError, concurrent.futures.BrokenExecutor) as error:
-            self._again.appendleft(ticket)
             self._renew(generation, error)
             return False
+        self._renewals = 0
         self._flying[future] = (ticket, generation)
         self.most_in_flight = max(self.most_in_flight, len(self._flying))
         future.add_done_callback(self._landed.put)
@@ -156,7 +179,7 @@ class Drive:
         self._renewals += 1
         if self._renewals > RENEWALS:
             raise EngineError(
-                f"the pool broke {self._renewals} times in a row without one result; "
+                f"the pool broke {self._renewals} times in a row before it took an item; "
                 f"the last time with {type(why).__name__}: {why}"
             ) from why
         self.session.renew(generation, why)
@@ -177,8 +200,6 @@ class Drive:
             flown = self._flying.pop(future, None)
             if flown is not None:
                 self._settle(flown[0], future)
-            if self.stopped:
-                return
             try:
                 future = self._landed.get_nowait()
             except queue.Empty:
@@ -206,11 +227,18 @@ class Drive:
             self._lost(ticket, error, alone)
             return
         if (outcome.token, outcome.index) != (self._token, ticket.index):
-            self._lost(ticket, EngineError("the pool answered with the result of another item"), alone)
+            self._strayed(ticket, alone)
         elif outcome.trouble is not None:
             self._troubled(ticket, outcome.trouble)
         elif outcome.payload is not None:
             self._done(ticket, outcome.payload)
+
+    def _strayed(self, ticket: Ticket, alone: bool) -> None:
+        ticket.strays += 1
+        if ticket.strays <= STRAYS:
+            self._again.append(ticket)
+        else:
+            self._lost(ticket, EngineError("the pool answers with the results of other items"), alone)
 
     def _done(self, ticket: Ticket, payload: bytes) -> None:
         try:
@@ -219,7 +247,7 @@ class Drive:
             name = item_name(ticket.item)
             raise AnalysisError(f"the result of {name} cannot be unpickled here: {error}") from error
         self._succeeded += 1
-        self._killers = self._renewals = 0
+        self._killers = 0
         if value is None:
             nothing = Trouble(Kind.BAD, "NoResult", "the function returned None", skippable=True)
             self.plan.report.skipped.append(mishap(self._name, ticket.item, nothing, ticket.tries + 1))
@@ -236,6 +264,9 @@ class Drive:
         ticket.tries += 1
         if self.plan.step.owned and ticket.tries <= tries_again(trouble.kind, self.plan.limits):
             self.plan.report.retried.append(mishap(self._name, ticket.item, trouble, ticket.tries))
+            if trouble.kind is Kind.MEMORY:
+                self._suspects.append(ticket)  # all the memory there is, once
+                return
             spread = 1 + 0.5 * (ticket.index * 0.618034 % 1)  # not all of them at the same moment
             when = time.monotonic() + spread * backoff(ticket.tries, self.plan.limits)
             heapq.heappush(self._later, (when, ticket.index, ticket))
@@ -250,7 +281,7 @@ class Drive:
         self.plan.report.failed.append(mishap(self._name, ticket.item, trouble, attempts))
         self.failures.append((ticket, trouble, error))
         self._close(ticket, None)
-        self.stopped = self._why_stop(trouble.kind)
+        self.stopped = self.stopped or self._why_stop(trouble.kind)
 
     def _why_stop(self, kind: Kind) -> str:
         failed = len(self.failures)
@@ -266,13 +297,15 @@ class Drive:
         return ""
 
     def _lost(self, ticket: Ticket, error: BaseException, alone: bool = False) -> None:
-        # Others may have been running on the same pool: whose fault it was shows only in a run alone.
+        # Where one death fails all that was running, whose fault it was shows only in a run alone.
+        alone = alone or self.session.exact
         ticket.alone += alone
         ticket.together += not alone
         deaths = ticket.alone + ticket.together
         kind = classify_engine(error)
+        memory = kind is Kind.MEMORY or getattr(error, "why", "") == "memory"
         trouble = Trouble(kind, type(error).__name__, str(error)[:500], links=())
-        if ticket.alone >= LOST_ALONE:
+        if ticket.alone >= LOST_ALONE and deaths >= LOST_IN_ALL:
             self._killers += 1
             text = (
                 f"kills its worker: {deaths} died of it, {ticket.alone} with nothing else running ({error})"
@@ -280,7 +313,7 @@ class Drive:
             self._fail(ticket, Trouble(Kind.LOST, type(error).__name__, text[:1000]), error)
             return
         self.plan.report.retried.append(mishap(self._name, ticket.item, trouble, deaths))
-        if ticket.alone or ticket.together >= LOST_TOGETHER:
+        if memory or ticket.together >= LOST_TOGETHER:
             self._suspects.append(ticket)
         else:
             self._again.append(ticket)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import lz4.frame
 
+from executors.errors import AnalysisError
 from executors.work.model import Kind
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 LONGEST_TRACE = 8_000  # characters of a traceback that travel: its end is what a person reads
 LONGEST_MESSAGE = 2_000
+BEFORE_THE_USER = ("Failed to open file", "Failed creating nanoevents")  # how coffea begins its own texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ def understand(function: Callable[[Any], Any], function_name: str | None) -> Ste
     """The step inside what ``Runner`` passes to an executor."""
     from coffea.processor import Runner
 
+    from executors.coffea.adapter_check import checked
+
     metadata = function_name == "get_metadata"
     if not (isinstance(function, partial) and function.func is Runner.automatic_retries):
         return Step(function, owned=not _retries_inside(function), metadata=metadata)
@@ -80,7 +84,7 @@ def understand(function: Callable[[Any], Any], function_name: str | None) -> Ste
     keywords = dict(function.keywords)
     defer = bool(keywords.pop("use_result_type", False))
     bare = partial(inner, *rest, **keywords) if rest or keywords else inner
-    return Step(bare, _classes(skip), defer, metadata=metadata)
+    return Step(checked(bare), _classes(skip), defer, metadata=metadata)
 
 
 def _retries_inside(function: Any) -> bool:
@@ -104,12 +108,20 @@ def run_item(step: bytes, item: bytes, token: str, index: int, compression: int 
     try:
         todo: Step = pickle.loads(step)
     except Exception as error:  # noqa: BLE001  the worker's edge
-        return Outcome(token, index, trouble=describe(error, Step(_nothing), Kind.USER))
+        return Outcome(token, index, trouble=describe(error, Step(_nothing), kind=Kind.USER))
+    thing = None
     try:
-        value = todo.function(pickle.loads(item))
-        return Outcome(token, index, payload=dump(value, compression))
+        thing = pickle.loads(item)
+        value = todo.function(thing)
     except (Exception, SystemExit) as error:  # noqa: BLE001  the worker's edge
-        return Outcome(token, index, trouble=describe(error, todo))
+        return Outcome(token, index, trouble=describe(error, todo, path=getattr(thing, "filename", None)))
+    try:
+        return Outcome(token, index, payload=dump(value, compression))
+    except Exception as error:  # noqa: BLE001  the worker's edge
+        refused = AnalysisError(f"the result cannot be sent back: {type(error).__name__}: {error}")
+        refused.__cause__ = error
+        kind = Kind.MEMORY if isinstance(error, MemoryError) else Kind.USER
+        return Outcome(token, index, trouble=describe(refused, todo, kind=kind))
 
 
 def _nothing(_item: Any) -> None:
@@ -130,18 +142,17 @@ def load(payload: bytes) -> Any:
     return pickle.loads(raw)
 
 
-def describe(error: BaseException, step: Step, kind: Kind | None = None) -> Trouble:
+def describe(
+    error: BaseException, step: Step, *, path: str | None = None, kind: Kind | None = None
+) -> Trouble:
     """An exception as plain data, classified while its traceback is still there."""
-    try:
-        from executors.coffea.classify import classify, frames
-    except ImportError:
-        from executors.coffea._tmp_classify import classify, frames
+    from executors.coffea.classify import classify, frames
 
     inner = innermost(error)
     if kind is None:
-        kind = Kind.USER if isinstance(inner, SystemExit) else classify(inner)
-    if step.metadata and kind is Kind.USER:
-        kind = Kind.BAD  # no user code runs while files are looked at
+        kind = Kind.USER if isinstance(inner, SystemExit) else classify(inner, path)
+    if kind is Kind.USER and (step.metadata or _before_the_user(error)):
+        kind = Kind.BAD  # none of the user's code has run: it can only be the file
     return Trouble(
         kind=kind,
         error=type(inner).__name__,
@@ -153,6 +164,10 @@ def describe(error: BaseException, step: Step, kind: Kind | None = None) -> Trou
         host=socket.gethostname(),
         pid=os.getpid(),
     )
+
+
+def _before_the_user(error: BaseException) -> bool:
+    return type(error) is Exception and _text(error).startswith(BEFORE_THE_USER)
 
 
 def _text(error: BaseException) -> str:

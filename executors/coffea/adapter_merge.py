@@ -42,21 +42,17 @@ class Tree:
         return self._add(left, right, level == 0)
 
     def total(self) -> Any:
-        """The sum of all that was put; the gaps count for nothing."""
-        for level in range(max(1, self.size.bit_length() + 1)):
-            for index in sorted(k for lv, k in self.held if lv == level):
-                self._lift(level, index)
-        values = list(self.held.values())
-        return values[0] if values else None
+        """The sum of all that was put, which is used up by this; the gaps count for nothing."""
+        top = max(0, (self.size - 1).bit_length())
+        return self._below(top, 0) if self.size else None
 
-    def _lift(self, level: int, index: int) -> None:
-        # A node whose sibling never came: it stands for both, as if the sibling were None.
-        value = self.held.pop((level, index), None)
-        beside = (level, index ^ 1)
-        if beside in self.held:
-            other = self.held.pop(beside)
-            value = self._join(value, other, level) if index & 1 == 0 else self._join(other, value, level)
-        self.held[level + 1, index >> 1] = value
+    def _below(self, level: int, index: int) -> Any:
+        if index << level >= self.size:
+            return None
+        if (level, index) in self.held or level == 0:
+            return self.held.pop((level, index), None)
+        left, right = (self._below(level - 1, 2 * index + side) for side in (0, 1))
+        return self._join(left, right, level - 1)
 
 
 def add(left: Any, right: Any, leaves: bool) -> Any:

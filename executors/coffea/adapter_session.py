@@ -6,11 +6,11 @@ Knows how pools begin and end; nothing of items, retries or results.
 from __future__ import annotations
 
 import atexit
-import concurrent.futures
 import contextlib
 import inspect
 import threading
 import weakref
+from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from executors.errors import EngineError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-Pool: TypeAlias = "concurrent.futures.Executor | Callable[..., concurrent.futures.Executor] | None"
+Pool: TypeAlias = "Executor | Callable[..., Executor] | None"
 
 
 class _Opened:
@@ -28,8 +28,9 @@ class _Opened:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.stack = contextlib.ExitStack()
-        self.pool: concurrent.futures.Executor | None = None
+        self.pool: Executor | None = None
         self.generation = 0
+        self.exact = False
 
     def close(self) -> None:
         with self.lock:
@@ -54,19 +55,30 @@ class Session:
         return self._opened.pool is not None
 
     @property
+    def exact(self) -> bool:
+        """Whether a dead worker fails only what ran on it, so that the blame is certain."""
+        return self._opened.exact
+
+    @property
     def replaceable(self) -> bool:
         """Whether a broken pool can be opened anew: not one that the user made."""
-        return not isinstance(self.key[2], concurrent.futures.Executor)
+        return not isinstance(self.key[2], Executor)
 
-    def pool(self) -> tuple[concurrent.futures.Executor, int]:
+    def pool(self) -> tuple[Executor, int]:
         """The pool, opened if need be, and its generation."""
         opened = self._opened
         with opened.lock:
             if opened.pool is None:
-                opened.pool = opened.stack.enter_context(_open(*self.key))
+                opening, opened.exact = _open(*self.key)
+                opened.pool = opened.stack.enter_context(opening)
                 opened.generation += 1
                 atexit.register(opened.close)
             return opened.pool, opened.generation
+
+    def kill(self, future: Future[Any], why: str) -> bool:
+        """End the worker that is on a future, where the pool can do that; False where it cannot."""
+        end = getattr(self._opened.pool, "kill", None)
+        return bool(end(future, why)) if callable(end) else False
 
     def renew(self, generation: int, why: BaseException) -> None:
         """Close the pool of that generation because it is broken; the next use opens another."""
@@ -88,22 +100,20 @@ class Session:
         return (Session, (*self.key[:2], None if not self.replaceable else self.key[2]))
 
 
-def _open(engine: str, workers: int, pool: Pool) -> AbstractContextManager[concurrent.futures.Executor]:
-    if isinstance(pool, concurrent.futures.Executor):
-        return contextlib.nullcontext(pool)
+def _open(engine: str, workers: int, pool: Pool) -> tuple[AbstractContextManager[Executor], bool]:
+    if isinstance(pool, Executor):
+        return contextlib.nullcontext(pool), False
     if pool is not None:
-        return _made(pool, workers)
+        return _made(pool, workers), False
     from executors.engines.base import Resources
     from executors.registry import resolve
 
     found, site = resolve(engine)
-    return found.open(site, Resources(workers=workers))
+    return found.open(site, Resources(workers=workers)), found.capabilities.exact_blame
 
 
 @contextlib.contextmanager
-def _made(
-    make: Callable[..., concurrent.futures.Executor], workers: int
-) -> Iterator[concurrent.futures.Executor]:
+def _made(make: Callable[..., Executor], workers: int) -> Iterator[Executor]:
     pool = make(max_workers=workers)
     try:
         yield pool
@@ -117,7 +127,8 @@ def _end(pool: Any) -> None:
     known = inspect.signature(pool.shutdown).parameters
     how = {name: True for name in ("cancel_futures", "kill_workers") if name in known}
     pool.shutdown(wait=False, **how)
-    for process in processes:
-        process.kill()
+    if "kill_workers" not in known:
+        for process in processes:
+            process.kill()
     for process in processes:
         process.join(5)

@@ -7,10 +7,11 @@ base64, so decoding belongs to our own results only. No accumulator is walked he
 from __future__ import annotations
 
 import base64
+import io
 import json
 import pickle
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import cloudpickle
 import numpy as np
@@ -22,9 +23,53 @@ _PLAIN = (str, int, bytes)
 _INT_DIGITS = 1 << 63  # beyond, decimal text is slow, and Python refuses it from 4,300 digits on
 
 
+class Writable(Protocol):
+    """What a pickle can be written to."""
+
+    def write(self, data: Any, /) -> Any:
+        """Take bytes, or a buffer of them."""
+
+
+class _SteadyPickler(pickle._Pickler):  # noqa: SLF001 - the one in Python
+    """A cloudpickle whose bytes depend on the values alone.
+
+    The usual one writes sets in the order of their hashes, which differ between processes, and equal
+    strings once or twice, as they happen to be one object or two. Only the pickler in Python can be
+    told otherwise; it is slower, and made for what is written once.
+    """
+
+    dispatch_table = cloudpickle.Pickler.dispatch_table
+
+    def __init__(self, file: Writable) -> None:
+        super().__init__(file, protocol=5)
+        self._cloud = cloudpickle.Pickler(io.BytesIO(), protocol=5)
+        self._texts: dict[str, str] = {}
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        if type(obj) is str:
+            obj = self._texts.setdefault(obj, obj)
+        super().save(obj, save_persistent_id)  # type: ignore[misc]
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, (set, frozenset)) and type(obj).__reduce__ in _SET_REDUCE:
+            kind, (items,), attributes = cast("tuple[Any, Any, Any]", obj.__reduce__())
+            return kind, (in_order(items),), attributes
+        return self._cloud.reducer_override(obj)
+
+
+_SET_REDUCE = (set.__reduce__, frozenset.__reduce__)
+
+
+def dump(value: Any, file: Writable) -> None:
+    """Write a pickle that ``pickle.load`` reads; equal values give equal bytes in every process."""
+    _SteadyPickler(file).dump(value)
+
+
 def dumps(value: Any) -> bytes:
-    """A pickle that survives a second trip unchanged, as far as pickles can."""
-    return cloudpickle.dumps(value, protocol=5)  # type: ignore[no-any-return]
+    """The bytes of ``dump``."""
+    file = io.BytesIO()
+    dump(value, file)
+    return file.getvalue()
 
 
 def loads(blob: bytes) -> Any:
@@ -36,7 +81,8 @@ def simple_dtype(dtype: np.dtype[Any]) -> bool:
     """Whether a type is all in its ``str``, and its values all in their bytes."""
     if dtype.char in "gG":  # long doubles: some of their bytes are padding, and hold anything
         return False
-    return dtype.kind in "biufcmMSUV" and dtype.names is None and dtype.subdtype is None and not dtype.metadata
+    plain = dtype.names is None and dtype.subdtype is None and not dtype.metadata
+    return plain and dtype.kind in "biufcmMSUV"
 
 
 def in_order(items: Iterable[Any]) -> list[Any]:

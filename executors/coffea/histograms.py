@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from executors.work.packed import Array, Sink, Source
 
 CLASSES: dict[type, str] = {hist.Hist: "Hist", hist.NamedHist: "NamedHist", bh.Histogram: "Histogram"}
-_BY_NAME = {name: kind for kind, name in CLASSES.items()}
+_BY_NAME: dict[str, Any] = {name: kind for kind, name in CLASSES.items()}
 _STORAGES = {
     "any_double": "Double",
     "any_int64": "Int64",
@@ -34,6 +34,7 @@ _STORAGES = {
 _ADDITIVE = {"any_double", "any_int64", "any_atomic_int64", "any_weight", "any_multi_cell"}
 _UNLIMITED = "any_unlimited"
 _KNOWN = "_variance_known"  # cleared by every addition, so it is a cell of its own region
+_EMPTY_TAIL = 4  # how the state of an empty Unlimited ends: version, type of cell, number of cells, cells
 _SMALL = 1 << 14  # bins below which copying the state is quicker than opening a view
 
 
@@ -70,9 +71,13 @@ def value_of(form: list[Any], source: Source) -> Any:
         inner = _with_tail(parts, constants.decode(extra))
     else:
         inner = _filled(storage, parts, extra, source.take(*cells[-1]))
-    whole = _BY_NAME[kind].__new__(_BY_NAME[kind])
-    whole.__setstate__((0, {**held, "_hist": inner}))
-    return whole
+    return _restored(_BY_NAME[kind], (0, {**held, "_hist": inner}))
+
+
+def _restored(kind: Any, state: tuple[Any, ...]) -> Any:
+    made = kind.__new__(kind)
+    made.__setstate__(state)
+    return made
 
 
 def _axis(axis: Any) -> list[Any]:
@@ -80,10 +85,7 @@ def _axis(axis: Any) -> list[Any]:
 
 
 def _read_axis(name: str, *state: Any) -> Any:
-    kind = getattr(_core.axis, name)
-    axis = kind.__new__(kind)
-    axis.__setstate__(tuple(map(constants.decode, state)))
-    return axis
+    return _restored(getattr(_core.axis, name), tuple(map(constants.decode, state)))
 
 
 def _flat(inner: Any) -> Array:
@@ -110,24 +112,18 @@ def _filled(storage: str, axes: list[Any], width: int, data: Array) -> Any:
     state = inner.__getstate__()
     if state[-1].shape != data.shape:
         raise DamagedError("packed result: a histogram's cells do not fit its axes")
-    inner.__setstate__((*state[:-1], data))
-    return inner
+    return _restored(kind, (*state[:-1], data))
 
 
 # An Unlimited storage has cells of one to eight bytes, of any number of bytes, or doubles; a view would turn
-# it into doubles for good. So its state is kept as it is: what follows the axes in the histogram's own.
+# it into doubles for good. So its state is kept as it is: all that follows the axes in the histogram's own.
 def _tail(inner: Any) -> list[Any]:
-    return list(inner.__getstate__()[_head_length(inner) :])
-
-
-def _head_length(inner: Any) -> int:
     axes = [inner.axis(i) for i in range(inner.rank())]
-    empty = _core.hist.any_unlimited(axes, bh.storage.Unlimited())
-    # An empty one ends in: version, cell type, number of cells, cells.
-    return len(empty.__getstate__()) - 4
+    empty = type(inner)(axes, bh.storage.Unlimited()).__getstate__()
+    return list(inner.__getstate__()[len(empty) - _EMPTY_TAIL :])
 
 
 def _with_tail(axes: list[Any], tail: list[Any]) -> Any:
-    inner = _core.hist.any_unlimited(axes, bh.storage.Unlimited())
-    inner.__setstate__((*inner.__getstate__()[:-4], *tail))
-    return inner
+    kind: Any = _core.hist.any_unlimited
+    empty = kind(axes, bh.storage.Unlimited()).__getstate__()
+    return _restored(kind, (*empty[:-_EMPTY_TAIL], *tail))

@@ -13,9 +13,11 @@ A node of the structure is ``[tag, nodes within, cells, ...]``; its own cells co
 
 from __future__ import annotations
 
+import copyreg
 import json
+import reprlib
+import sys
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import awkward as ak
@@ -32,9 +34,10 @@ from coffea.processor.accumulator import add
 
 from executors.coffea import constants, histograms
 from executors.errors import AnalysisError, DamagedError, ExecutorsError
-from executors.work.packed import BLOB, FRESH, INT, Packed, Sink, Source, add_into, add_region, same_shape
+from executors.work.packed import BLOB, INT, Packed, Sink, Source, add_into, add_region, same_shape
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 Node: TypeAlias = list[Any]
@@ -53,7 +56,8 @@ def pack(value: Any) -> Packed:
 
 def unpack(packed: Packed) -> Any:
     """The accumulator, each time a new one: nothing of it shares memory with its flat form."""
-    return _decode(_tree(packed), Source(packed), ())
+    with _sound():
+        return _decode(_tree(packed), Source(packed), ())
 
 
 def combine(left: Packed, right: Packed) -> Packed:
@@ -66,7 +70,8 @@ def combine(left: Packed, right: Packed) -> Packed:
         except OverflowError:
             pass  # an integer beyond 64 bits: exact by the longer way
     sink = Sink()
-    tree = _merge((_tree(left), Source(left)), (_tree(right), Source(right)), sink, ())
+    with _sound():
+        tree = _merge((_tree(left), Source(left)), (_tree(right), Source(right)), sink, ())
     return sink.finish(tree, additive=_additive(tree))
 
 
@@ -103,6 +108,19 @@ class _at:  # noqa: N801
             ) from error
 
 
+class _sound:  # noqa: N801
+    """Whatever else fails within is a structure that no packing wrote."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, (ExecutorsError, MemoryError)):
+            raise DamagedError(f"packed result: the structure is not one: {error!r}") from error
+
+
 def place(path: Path) -> str:
     """A place within the accumulator, as one would write it: ``out['dy']['mass']``."""
     return "out" + "".join(f"[{key!r}]" for key in path)
@@ -119,7 +137,7 @@ def _encode(value: Any, sink: Sink, path: Path) -> Node:
         except RecursionError as error:
             raise AnalysisError(f"{place(path[:8])}: cannot be stored: it contains itself") from error
     if isinstance(value, np.generic):
-        return _encode_scalar(value, sink)
+        return _encode_scalar(value, sink, path)
     if _plain_subclass(value):
         return _encode_mapping(value, sink, path, ["d", constants.encode(kind)])
     return _encode_opaque(value, sink, path)
@@ -130,7 +148,7 @@ def _plain_subclass(value: Any) -> bool:
     if not isinstance(value, dict) or hasattr(type(value), "__add__"):
         return False
     made = value.__reduce_ex__(4)
-    return made[1:4] == ((type(value),), None, None) and made[0].__name__ == "__newobj__"
+    return made[:4] == (copyreg.__newobj__, (type(value),), None, None)  # type: ignore[attr-defined]
 
 
 def _encode_opaque(value: Any, sink: Sink, path: Path) -> Node:
@@ -178,7 +196,7 @@ def _encode_items(tag: str) -> Callable[[Any, Sink, Path], Node]:
         kinds = set(map(type, value))
         if kinds == {float}:
             return [tag, [], [sink.put("<f8", np.fromiter(value, "<f8", len(value)))], "f"]
-        if kinds == {int} and all(item in _INTS for item in value):
+        if kinds == {int} and min(value) in _INTS and max(value) in _INTS:
             return [tag, [], [sink.put(INT, np.fromiter(value, "<i8", len(value)))], "i"]
         if kinds == {str}:
             return [tag, [], [], "s", list(value)]
@@ -217,13 +235,13 @@ def _numeric(dtype: np.dtype[Any]) -> bool:
     return dtype.kind in "biufcm" and dtype.isnative and constants.simple_dtype(dtype)
 
 
-def _encode_scalar(value: np.generic, sink: Sink) -> Node:
-    array = np.asarray(value)
-    if type(array[()]) is not type(value):
-        return _encode_opaque(value, sink, ())
-    if _numeric(array.dtype):
+def _encode_scalar(value: np.generic, sink: Sink, path: Path) -> Node:
+    array: Any = np.asarray(value)
+    if _numeric(array.dtype) and type(array[()]) is type(value):
         return ["s", [], [sink.put(array.dtype.str, array)]]
-    return ["S", [_raw(array, sink)], []] if _flat_bytes(array.dtype) else _encode_opaque(value, sink, ())
+    if _flat_bytes(array.dtype) and type(array[()]) is type(value):
+        return ["S", [_raw(array, sink)], []]
+    return _encode_opaque(value, sink, path)
 
 
 def _flat_bytes(dtype: np.dtype[Any]) -> bool:
@@ -351,3 +369,211 @@ def _additive_from(factory: Any, child: Node) -> bool:
     if child[0] in "sa":
         return child[2][0][0][1] in kinds
     return child[0] in ("ifch" if factory == _INT_FACTORY else "fch")
+
+
+# ---- from nodes -----------------------------------------------------------------------------------------
+
+
+def _decode(node: Node, source: Source, path: Path) -> Any:
+    return _DECODERS[node[0]](node, source, path)
+
+
+def _decode_within(node: Node, source: Source, path: Path) -> list[Any]:
+    return [_decode(child, source, path) for child in node[1]]
+
+
+def _constant(form: Any, path: Path) -> Any:
+    with _at(path, "cannot be read back"):
+        return constants.decode(form)
+
+
+def _decode_mapping(node: Node, source: Source, path: Path) -> Any:
+    whole = _empty_mapping(node, path)
+    for form, child in zip(node[3], node[1], strict=True):
+        key = _constant(form, path)
+        whole[key] = _decode(child, source, (*path, key))
+    return whole
+
+
+def _empty_mapping(node: Node, path: Path) -> Any:
+    kind = _mapping_class(node, path)
+    if node[0] in "DE":
+        return kind(_constant(node[4], path))
+    return kind.__new__(kind)
+
+
+def _mapping_class(node: Node, path: Path) -> Any:
+    if node[0] != "d":
+        return {"D": defaultdict, "E": defaultdict_accumulator, "m": dict_accumulator}[node[0]]
+    if isinstance(node[4], list):
+        return _constant(node[4], path)
+    return OrderedDict if node[4] else dict
+
+
+def _decode_items(kind: Callable[[list[Any]], Any]) -> Callable[[Node, Source, Path], Any]:
+    def decode(node: Node, source: Source, path: Path) -> Any:
+        if node[3] in ("f", "i"):
+            return kind(source.take(*node[2][0]).tolist())
+        if node[3] == "s":
+            return kind(list(map(sys.intern, node[4])))
+        return kind([_decode(child, source, (*path, i)) for i, child in enumerate(node[1])])
+
+    return decode
+
+
+def _decode_set(kind: Callable[[list[Any]], Any]) -> Callable[[Node, Source, Path], Any]:
+    return lambda node, _source, path: kind([_constant(form, path) for form in node[3]])
+
+
+def _decode_value(node: Node, source: Source, path: Path) -> Any:
+    whole = value_accumulator.__new__(value_accumulator)
+    (whole.value,) = _decode_within(node, source, path)
+    whole.default_factory = _constant(node[3], path)
+    return whole
+
+
+def _decode_raw(node: Node, source: Source, _path: Path) -> Any:
+    raw = source.take(*node[2][0])
+    return raw.copy().view(np.dtype(node[4])).reshape(node[3])
+
+
+def _decode_fields(node: Node, source: Source, path: Path) -> Any:
+    whole = np.zeros(tuple(node[3]), _described(node[4]))
+    for (name, *_), field in zip(node[4]["fields"], _decode_within(node, source, path), strict=True):
+        whole[name] = field
+    return whole
+
+
+def _decode_opaque(_node: Node, source: Source, path: Path) -> Any:
+    with _at(path, "cannot be read back"):
+        return constants.loads(source.take_blob())
+
+
+def _decode_awkward(node: Node, source: Source, path: Path) -> Any:
+    _, _, _, names, form, length = node
+    buffers = dict(zip(names, _decode_within(node, source, path), strict=True))
+    return ak.from_buffers(ak.forms.from_json(form), length, buffers)
+
+
+_DECODERS: dict[str, Callable[[Node, Source, Path], Any]] = {
+    "k": lambda node, _source, path: _constant(node[3], path),
+    "i": lambda node, source, _path: source.take(*node[2][0]).item(),
+    "f": lambda node, source, _path: source.take(*node[2][0]).item(),
+    "c": lambda node, source, _path: source.take(*node[2][0]).item(),
+    "s": lambda node, source, _path: source.take(*node[2][0])[0],
+    "S": lambda node, source, path: _decode_within(node, source, path)[0][()],
+    "a": lambda node, source, _path: source.take(*node[2][0]).copy().reshape(node[3]),
+    "A": _decode_raw,
+    "R": _decode_fields,
+    "h": lambda node, source, _path: histograms.value_of(node, source),
+    "H": lambda node, source, _path: histograms.value_of(node, source),
+    "d": _decode_mapping,
+    "D": _decode_mapping,
+    "E": _decode_mapping,
+    "m": _decode_mapping,
+    "l": _decode_items(list),
+    "t": _decode_items(tuple),
+    "L": _decode_items(list_accumulator),
+    "e": _decode_set(set),
+    "z": _decode_set(frozenset),
+    "Z": _decode_set(set_accumulator),
+    "v": _decode_value,
+    "C": lambda node, source, path: column_accumulator(*_decode_within(node, source, path)),
+    "y": _decode_awkward,
+    "o": _decode_opaque,
+}
+
+
+# ---- unlike structures ----------------------------------------------------------------------------------
+
+Side: TypeAlias = tuple[Node, Source]
+
+
+def _merge(left: Side, right: Side, sink: Sink, path: Path) -> Node:
+    """Put the sum of two nodes into the sink; its structure."""
+    if left[0] == right[0] and left[0][0] in "ifcsah":
+        summed = _sum_cells(left, right)
+        if summed is not None:
+            return [*left[0][:2], [sink.put(name, cells) for name, cells in summed], *left[0][3:]]
+    if left[0][0] in "dD" and right[0][0] in "dD":
+        head = _common_class(left[0], right[0], path)
+        if head is not None:
+            return _merge_mappings(left, right, head, sink, path)
+    ours, theirs = _decode(*left, path), _decode(*right, path)
+    with _at(path, f"cannot be merged: {_side(ours)} with {_side(theirs)}"):
+        total = add(ours, theirs)
+    return _encode(total, sink, path)
+
+
+def _sum_cells(left: Side, right: Side) -> list[tuple[str, Any]] | None:
+    """The cells of two equal leaves, added; None where only Python's own integers can hold the sum."""
+    ours, theirs = left[1].fork(), right[1].fork()
+    summed = []
+    for name, count in left[0][2]:
+        total = ours.take(name, count).copy()
+        try:
+            add_region(name, total, theirs.take(name, count))
+        except OverflowError:
+            return None
+        summed.append((name, total))
+    return summed
+
+
+def _common_class(left: Node, right: Node, path: Path) -> Node | None:
+    """The one of two mappings whose class the sum has, as coffea chooses it."""
+    ours, theirs = _mapping_class(left, path), _mapping_class(right, path)
+    if issubclass(theirs, ours):
+        return left
+    return right if issubclass(ours, theirs) else None
+
+
+def _merge_mappings(left: Side, right: Side, head: Node, sink: Sink, path: Path) -> Node:
+    ours, theirs = _entries(left, path), _entries(right, path)
+    keys, inner = [], []
+    for key, (form, side) in ours.items():
+        other = theirs.pop(key, None)
+        keys.append(form)
+        inner.append(_merge(side, other[1], sink, (*path, key)) if other else _copy(side, sink))
+    for form, side in theirs.values():
+        keys.append(form)
+        inner.append(_copy(side, sink))
+    return [head[0], inner, [], keys, *head[4:]]
+
+
+def _entries(side: Side, path: Path) -> dict[Any, tuple[Any, Side]]:
+    """The entries of a mapping, each with a source that begins at its cells."""
+    node, source = side
+    found = {}
+    for form, child in zip(node[3], node[1], strict=True):
+        found[_constant(form, path)] = (form, (child, source.fork()))
+        _skip(child, source)
+    return found
+
+
+def _skip(node: Node, source: Source) -> None:
+    for name, count in node[2]:
+        source.skip(name, count)
+    for child in node[1]:
+        _skip(child, source)
+
+
+def _copy(side: Side, sink: Sink) -> Node:
+    node, source = side
+    for name, count in node[2]:
+        if name == BLOB:
+            sink.put_blob(source.take_blob())
+        else:
+            sink.put(name, source.take(name, count))
+    for child in node[1]:
+        _copy((child, source), sink)
+    return node
+
+
+def _side(value: Any) -> str:
+    """One side of a sum that failed, in a few words."""
+    if isinstance(value, np.ndarray):
+        return f"array of {value.dtype}, shape {value.shape}"
+    if type(value) in histograms.CLASSES:
+        axes = ", ".join(map(repr, value.axes))
+        return f"{type(value).__name__} of {value.storage_type.__name__} over {axes[:300]}"
+    return f"{type(value).__name__} {reprlib.repr(value)}"

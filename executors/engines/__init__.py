@@ -1,1 +1,1 @@
-"""Engines: each opens a site and hands back a ``concurrent.futures.Executor``. What a chunk is may not enter."""
+"""Engines: each opens a site and hands back a ``concurrent.futures.Executor``. No chunk may enter."""

@@ -104,7 +104,9 @@ def settle(future: Future[Any], outcome: bytes | bytearray) -> None:
     try:
         good, value = pickle.loads(outcome)
     except BaseException as error:  # noqa: BLE001 - a result's own code runs here; it must not end the lane
-        refused = RemoteError(f"the result of the task cannot be rebuilt here: {error!r}", type=type(error).__name__)
+        refused = RemoteError(
+            f"the result of the task cannot be rebuilt here: {error!r}", type=type(error).__name__
+        )
         refused.__cause__ = error
         future.set_exception(refused)
         return
@@ -129,6 +131,11 @@ def rebuild(itself: bytes | None, kind: str, summary: str, text: str) -> BaseExc
     remote = RemoteError(f"the task raised {summary} ({reason})", type=kind, traceback=text)
     remote.__cause__ = RemoteTraceback(text)
     return remote
+
+
+def rebuild_outcome(outcome: bytes | bytearray) -> BaseException:
+    """The exception of an outcome that is known to be one."""
+    return rebuild(*pickle.loads(outcome)[1])
 
 
 def trim_log(fd: int = 1, limit: int = LOG_LIMIT) -> None:

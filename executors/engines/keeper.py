@@ -29,6 +29,7 @@ STOPPED_LIMIT = 5.0  # seconds; shorter stops are a batch system's suspend and r
 END_LIMIT = 10.0
 MEMORY_POLL = 0.05
 PAGE = os.sysconf("SC_PAGESIZE")
+libc = ctypes.CDLL(None)
 
 
 class Ward:
@@ -139,6 +140,7 @@ class Keeper:
             for sock in (self.control, self.wake, self.woken):
                 sock.close()
             os.close(self.runner)
+            os.set_inheritable(fd, False)
             _settle_in(request["log"], keeper)
             module, _, function = request["target"].partition(":")
             getattr(importlib.import_module(module), function)(socket.socket(fileno=fd))
@@ -247,10 +249,11 @@ def _settle_in(log: str, keeper: int) -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.close(out)
-    sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115, PTH123
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115, PTH123
+    sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     faulthandler.enable(file=2)
-    sys.modules["__main__"] = types.ModuleType("__main__")
+    # What a task calls __main__ must not be the keeper.
+    sys.modules["_keeper"], sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
     sys.argv = [""]
     if "numpy.random" in sys.modules:  # else every fork would draw the same numbers
         sys.modules["numpy.random"].seed()
@@ -334,5 +337,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    libc = ctypes.CDLL(None)
     main()

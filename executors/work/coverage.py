@@ -82,9 +82,10 @@ class Coverage:
         """Whether all below a node is done, and all that is planned there is known."""
         return self.done(node) == self.size(node) and not self.tree.unknown(node)
 
-    def highest_complete(self, node: Node) -> Node | None:
+    def highest_complete(self, node: Node, *, within_split: bool = False) -> Node | None:
         """The highest complete node above (or at) a stored one."""
-        return next((above for above in self.path(node) if self.complete(above)), None)
+        path = (above for above in self.path(node) if above.first >= 0 or not within_split)
+        return next((above for above in path if self.complete(above)), None)
 
     def missing(self, node: Node) -> Iterator[Node]:
         """The largest nodes below ``node`` of which nothing is done, in order."""

@@ -17,7 +17,7 @@ from executors.errors import DamagedError, EngineError
 from executors.work import coverage, notes, policy, tree
 from executors.work.coverage import Coverage
 from executors.work.ledger import Ledger
-from executors.work.merge import DamagedPartError, MergeTask, merge, total
+from executors.work.merge import DamagedPartError, MergeTask, load, merge, total
 from executors.work.model import Failure, Kind, Node, Part, Receipt, Task
 from executors.work.policy import Action
 from executors.work.worker import SITE_ERRORS, Place
@@ -54,6 +54,7 @@ class Terms:
     grace: float = 4.0  # seconds that running tasks get to finish after a stop
     merging: bool = True
     keep_splits: bool = False  # split sums stay in the store: they are outputs of their own
+    merge_all: bool = True  # merge beyond the splits
 
 
 @dataclass(slots=True)
@@ -88,6 +89,7 @@ class Drive:
         self.store = place.store
         self.coverage = Coverage(tree_)
         self.ledger = Ledger(tree_)
+        self.on_split: Callable[[int], None] = lambda _: None  # told once a split is whole
         self.halted: Failure | None = None  # why no more is handed out: the site, or the analysis
         self.urls = urls or {}
         self._merge_call = combine_here  # merges run here where workers do not see the store
@@ -169,11 +171,29 @@ class Drive:
             try:
                 return total(shape, self.store, combine)
             except DamagedPartError as error:
-                self._lost_part(error.node, error.identity, str(error))
-                self.run()
-                if self._stopping():
+                if not self._made_again(error):
                     break
         return None
+
+    def total_of_split(self, split: int, combine: Combine) -> tuple[Packed, int] | None:
+        """The same of one split, also where it has been merged into a sum above it but was kept."""
+        root = self.tree.split_root(split)
+        if self.coverage.shape(root) is None and self.terms.keep_splits:
+            try:
+                return load(self.store, root, self.tree.id(root))
+            except DamagedPartError:
+                # What holds it cannot be taken apart: the whole above it is made again from its chunks.
+                above = next((n for n in self.coverage.path(root) if n in self.coverage.stored), None)
+                if above is None or not self._made_again(
+                    DamagedPartError("", above, self.coverage.stored[above])
+                ):
+                    return None
+        return self.total(combine, root)
+
+    def _made_again(self, error: DamagedPartError) -> bool:
+        self._lost_part(error.node, error.identity, str(error))
+        self.run()
+        return not self._stopping()
 
     def _stopping(self) -> bool:
         return self.stop.is_set() or self.halted is not None
@@ -350,6 +370,7 @@ class Drive:
         if self.coverage.add(node, identity):
             self.ledger.counted(node, +1)
             self._no_shows.pop(node, None)
+            self._tell_split(node)
             if self.terms.merging:
                 self._consider_merge(node)
 
@@ -492,22 +513,35 @@ class Drive:
     # -- merging -----------------------------------------------------------------------------------
 
     def _consider_merge(self, node: Node) -> None:
-        """Merge at the highest complete node above, when enough has come together or all is there."""
-        top = self.coverage.highest_complete(node)
+        """Merge at the highest complete node above, when enough has come together or all is there.
+
+        A split is merged into one sum before anything above it: it may be an output of its own.
+        """
+        if node.first >= 0:
+            root = self.tree.split_root(node.split)
+            if root not in self.coverage.stored and self.coverage.complete(root):
+                self._merge_to(root)
+                return
+        top = self.coverage.highest_complete(node, within_split=not self.terms.merge_all)
         if top is None:
             return
         pieces = self.coverage.pieces(top)
-        is_end = top == self.tree.root or (top.first >= 0 and top == self.tree.split_root(top.split))
-        if pieces < 2 or (pieces < FAN_IN and not is_end):
-            return
+        if pieces > 1 and (pieces >= FAN_IN or top == self.tree.root):
+            self._merge_to(top)
+
+    def _merge_to(self, top: Node) -> None:
         shape = self.coverage.shape(top)
         names = {n for n, _ in coverage.leaves(shape)}
         if any(n in names or tree.contains(top, n) for n in self._merging):
             return  # considered again when that merge is done
-        if top not in self._merging:
-            task = MergeTask(self.tree.id(top), top, shape)
-            self._merging[top] = task
-            self._submit(task, 0)
+        task = MergeTask(self.tree.id(top), top, shape)
+        self._merging[top] = task
+        self._submit(task, 0)
+
+    def _tell_split(self, node: Node) -> None:
+        """Say so when a stored sum is that of a whole split."""
+        if node.first >= 0 and node == self.tree.split_root(node.split):
+            self.on_split(node.split)
 
     def _accept_merge(
         self, task: MergeTask, receipt: Receipt | None, error: BaseException | None = None
@@ -545,6 +579,7 @@ class Drive:
             if not self._kept_split(node, known=True):
                 self.store.drop(node, identity)
         self.journal.write("merge", node=task.node)
+        self._tell_split(task.node)
         self._consider_merge(task.node)
 
     def _lost_part(self, node: Node, identity: str, text: str) -> None:

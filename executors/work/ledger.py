@@ -34,7 +34,7 @@ class Ledger:
         self.peak: list[int] = [0] * len(datasets)
         self.bytes_read = 0
         self.cpu = 0.0
-        self._resumed = 0
+        self.resumed_events = 0
         self._told = 0.0
         self._recent: list[tuple[float, int]] = []
 
@@ -77,7 +77,7 @@ class Ledger:
 
     def resumed(self) -> None:
         """What is counted now was counted by an earlier run."""
-        self._resumed = self.events_counted
+        self.resumed_events = self.events_counted
 
     def failed(self, node: Node, failure: Failure) -> History:  # noqa: ARG002 - the signature says what is recorded
         """Count a failure of a chunk; its history."""
@@ -148,6 +148,6 @@ class Ledger:
         self._told = now
         self._recent = [*(r for r in self._recent if now - r[0] < 30), (now, self.events_counted)]
         (then, before), (_, counted) = self._recent[0], self._recent[-1]
-        since, base = (then, before) if now - then > 2 else (self.began, self._resumed)
+        since, base = (then, before) if now - then > 2 else (self.began, self.resumed_events)
         rate = max(0, counted - base) / (now - since) if now > since else 0.0
-        return Snapshot(self.rows(), now - self.began, in_flight, self.bytes_read, rate, self._resumed)
+        return Snapshot(self.rows(), now - self.began, in_flight, self.bytes_read, rate, self.resumed_events)

@@ -174,3 +174,11 @@ def _take(folder: Path, number: int) -> Lock | None:
         if old.name[5:].isdecimal() and int(old.name[5:]) < number:
             old.unlink(missing_ok=True)
     return Lock(path)
+
+
+def holder(folder: Path) -> str | None:
+    """Who holds the folder's lock now, in words; None if nobody."""
+    number, content = _highest(folder)
+    if content is None or (content.get("host") == socket.gethostname() and _dead(folder, number, content)):
+        return None
+    return f"{content.get('user')} on {content.get('host')}, process {content.get('pid')}, since {content.get('since')}"

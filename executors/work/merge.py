@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from executors.errors import DamagedError
 from executors.work.coverage import is_leaf, leaves
@@ -41,7 +41,7 @@ def merge(task: MergeTask, analysis: Analysis, place: Place) -> Receipt:
     """Do one merge and store the sum; a damaged part is named in the receipt instead."""
     began, cpu = time.monotonic(), time.process_time()
     parts: tuple[Part, ...] = ()
-    extra = {}
+    extra: dict[str, Any] = {}
     try:
         packed, entries = total(task.shape, place.store, analysis.combine)
         stamp = place.store.put(task.node, task.id, {"entries": entries}, packed.sections())
@@ -88,7 +88,7 @@ def total(shape: Shape, store: Store, combine: Combine) -> tuple[Packed, int]:
         return load(store, *shape)  # type: ignore[arg-type]
     left, right = shape
     one, events = total(left, store, combine)  # type: ignore[arg-type]
-    two, more = total(right, store, combine)  # type: ignore[arg-type]
+    two, more = total(right, store, combine)
     return combine(one, two), events + more
 
 

@@ -27,7 +27,7 @@ INT = "int"  # Python's integers: 64 bits here, and never a wrapped sum
 FRESH = "fresh"  # flags that any addition clears (a histogram never added to another knows its variances)
 BLOB = "blob"  # counted like a region in the structure, but held as separate bytes
 
-_SPECIAL = {INT: np.dtype("<i8"), FRESH: np.dtype("|u1")}
+_SPECIAL: dict[str, np.dtype[Any]] = {INT: np.dtype("<i8"), FRESH: np.dtype("|u1")}
 _ADDITIVE_KINDS = "biufcm"
 _HEAD_LIMIT = 1 << 20
 _MOST_CELLS = 1 << 48

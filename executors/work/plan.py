@@ -219,7 +219,7 @@ def _dataset_differences(old: PlannedDataset, new: PlannedDataset) -> Iterator[s
     was, now = asked(old), asked(new)
     gone, fresh = was.keys() - now.keys(), now.keys() - was.keys()
     if gone or fresh:
-        example = sorted(gone | fresh)[0]
+        example = min(gone | fresh)
         yield f"dataset {old.name!r}: {len(fresh)} files are new, {len(gone)} are gone (such as {example})"
     elif list(was) != list(now):
         yield f"dataset {old.name!r}: the files are in another order"
@@ -346,22 +346,22 @@ class Tree:
         """The task of a node below one split, as it travels to a worker."""
         split = self.splits[node.split]
         slices = tuple(
-            self._slice(node.split, file, lo, hi, parts, urls or {}) for _, file, lo, hi in self.pieces(node)
+            replace(self._slice(node.split, file, lo, hi), parts=parts)
+            for _, file, lo, hi in self.pieces(node)
         )
+        if urls:
+            slices = tuple(replace(piece, path=urls.get(piece.path, piece.path)) for piece in slices)
         return Task(tree.id_within(node, slices), node, self.plan.datasets[split.dataset].name, slices)
 
-    def _slice(
-        self, split: int, file: int, lo: int, hi: int, parts: int, urls: Mapping[str, str]
-    ) -> FileSlice:
+    def _slice(self, split: int, file: int, lo: int, hi: int) -> FileSlice:
         planned = self.file(split, file)
         return FileSlice(
             index=file,
-            path=urls.get(planned.path, planned.path),
+            path=planned.path,
             treename=planned.treename or "",
             uuid=planned.uuid or "",
             entries=planned.entries or 0,
             lo=lo,
             ranges=planned.ranges(self.plan.chunk)[lo:hi],
             key=self.key(split, file),
-            parts=parts,
         )

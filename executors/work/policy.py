@@ -54,17 +54,12 @@ def decide(kind: Kind, history: History, entries: int, limits: Limits) -> Action
     n = history.counts.get(kind, 0)
     if kind is Kind.SITE:
         return Action.STOP
-    if kind is Kind.PASSING:
-        return Action.RETRY if n <= limits.retries else Action.QUARANTINE
-    if kind is Kind.BAD:
-        return Action.RETRY if n < limits.bad else Action.QUARANTINE
-    if kind is Kind.TIMEOUT:
-        return Action.RETRY if n < limits.timeouts else Action.QUARANTINE
     if kind is Kind.MEMORY:
         return Action.SPLIT if entries // (history.parts * 2) >= limits.floor else Action.QUARANTINE
     if kind is Kind.LOST:
         return _lost(n, history, limits)
-    return Action.QUARANTINE
+    tries = {Kind.PASSING: limits.retries + 1, Kind.BAD: limits.bad, Kind.TIMEOUT: limits.timeouts}
+    return Action.RETRY if n < tries.get(kind, 0) else Action.QUARANTINE
 
 
 def _lost(n: int, history: History, limits: Limits) -> Action:
@@ -110,6 +105,9 @@ def classify_engine(error: BaseException) -> Kind:
     The worker catches and describes whatever a chunk raises; what gets past it is the engine's own:
     a worker that died, a result lost on the way. None of it is the chunk's fault until shown.
     """
+    # An engine that watches its workers says why it ended one.
+    if getattr(error, "why", "") == Kind.MEMORY.value:
+        return Kind.MEMORY
     for kind in type(error).__mro__:
         if kind.__name__ in LOST_NAMES:
             return LOST_NAMES[kind.__name__]

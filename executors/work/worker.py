@@ -13,9 +13,10 @@ import faulthandler
 import io
 import json
 import os
+import signal
 import socket
+import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from executors.work import memory, tree
@@ -25,6 +26,7 @@ from executors.work.store import Store, frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from executors.work.model import Analysis, OpenFile, Range, Task
     from executors.work.packed import Packed
@@ -41,7 +43,7 @@ class Place:
     run: Path
     shared: bool = True  # workers see the run directory; else the packed bytes ride in the receipt
     chunk_timeout: float | None = None
-    echo: bool = False  # let the processor print to the terminal: only where it runs in the runner itself
+    inline: bool = False  # the worker is the runner itself: it may print, and must not be ended
 
     @property
     def store(self) -> Store:
@@ -91,6 +93,29 @@ class Note:
                 self.path.unlink()
 
 
+class TimeLimitError(Exception):
+    """A chunk took longer than it may."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raise in the block when its time is over: for a worker that is the runner and cannot be ended."""
+    if not seconds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def over(*_: object) -> None:
+        raise TimeLimitError(f"the chunk took longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class Bounded(io.TextIOBase):
     """A text stream that keeps the first bytes written to it and only counts the rest."""
 
@@ -120,7 +145,7 @@ class Bounded(io.TextIOBase):
 @contextlib.contextmanager
 def printed(place: Place) -> Iterator[None]:
     """Send what the processor prints to the run's logs, a bounded amount of it."""
-    if place.echo:
+    if place.inline:
         yield
         return
     stream = Bounded(PRINTED_A_TASK)
@@ -220,13 +245,15 @@ class _Work:
         if self._hopeless():
             return None
         if self.note is not None:
-            self.note.chunk(piece.index, node.lo, self.place.chunk_timeout)
+            limit = None if self.place.inline else self.place.chunk_timeout
+            self.note.chunk(piece.index, node.lo, limit)
         began = time.monotonic()
         memory.reset_peak()
         try:
-            file = self._file(piece)
-            before = file.bytes_read
-            packed = self._process(file, span, piece.parts)
+            with time_limit(self.place.chunk_timeout if self.place.inline else None):
+                file = self._file(piece)
+                before = file.bytes_read
+                packed = self._process(file, span, piece.parts)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the worker's edge: this is the user's code
             self._close_file()
             self._fail(piece, node.lo, span, error)
@@ -280,7 +307,7 @@ class _Work:
                 chunk=chunk,
                 path=piece.path,
                 range=span,
-                kind=self.analysis.classify(error),
+                kind=Kind.TIMEOUT if isinstance(error, TimeLimitError) else self.analysis.classify(error),
                 error=type(error).__name__,
                 message=str(error)[:2000],
                 frames=self.analysis.frames(error),

@@ -1,0 +1,180 @@
+"""Inside the host of the engine ``dask``, and inside its workers: the only module that imports Dask.
+
+Each lane owns one Dask worker and sends its tasks to that one alone, so a death concerns exactly one task;
+Dask itself never retries, steals, queues or replaces. What the runner sees is in ``host``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import dask
+import distributed
+from distributed.security import Security
+
+from executors.engines.base import WorkerDied
+from executors.engines.call import FAILED, READY, pack_error, put_on, receive, run, send
+from executors.engines.futures import DEATH_WAIT, WorkerSlot
+from executors.engines.host import serve_host
+from executors.engines.nursery import Nursery
+from executors.engines.tls import make_certificate
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from executors.engines.pool import Slot
+
+LOOPBACK = "127.0.0.1"
+CONFIG = {
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.scheduler.work-stealing": False,
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.scheduler.worker-ttl": None,  # a task that keeps the GIL for minutes is not a dead worker
+    "distributed.scheduler.active-memory-manager.start": False,
+    "distributed.admin.large-graph-warning-threshold": "1TB",
+    "distributed.admin.system-monitor.gil.enabled": False,
+    "distributed.comm.require-encryption": True,
+    "distributed.comm.timeouts.connect": "60s",
+    "distributed.diagnostics.nvml": False,
+    "distributed.worker.profile.enabled": False,
+    # The keeper watches the memory: Dask would pause the worker and the task would wait for ever.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+}
+
+
+class _NoDashboard:
+    """Takes the web server away: it answers anybody, in plain text, TLS or not."""
+
+    def start_http_server(self, *_: Any, **__: Any) -> None:
+        self.http_application = self.http_server = None
+
+
+class _Scheduler(_NoDashboard, distributed.Scheduler):  # type: ignore[misc]
+    pass
+
+
+class _Worker(_NoDashboard, distributed.Worker):  # type: ignore[misc]
+    pass
+
+
+def serve(trunk: socket.socket) -> None:
+    """The host's process."""
+    serve_host(trunk, _build)
+
+
+def _build(setup: dict[str, Any]) -> Callable[[int], Slot]:
+    private, logs = Path(setup["private"]), Path(setup["logs"])
+    nursery = Nursery(
+        logs, memory=setup["memory"], preload=("executors.engines.dask_host", *setup["preload"])
+    )
+    certificate, key = make_certificate(private / "keys")
+    dask.config.set(CONFIG)
+    security = _security(str(certificate), str(key))
+    scheduler = {"host": LOOPBACK, "port": 0, "protocol": "tls", "dashboard": False, "security": security}
+    cluster = distributed.SpecCluster(
+        workers={}, scheduler={"cls": _Scheduler, "options": scheduler}, security=security, silence_logs=False
+    )
+    address = cluster.scheduler.address
+    client = distributed.Client(address, security=security, set_as_default=False, direct_to_workers=False)
+    worker = {
+        "scheduler": address,
+        "keys": (str(certificate), str(key)),
+        "local": str(private),
+        "outfit": setup["outfit"],
+    }
+    return lambda index: DaskSlot(nursery, index, pickle.dumps(worker), client)
+
+
+def _security(certificate: str, key: str) -> Any:
+    roles = {f"tls_{role}_{part}": path for role in ("client", "scheduler", "worker")
+             for part, path in (("cert", certificate), ("key", key))}  # fmt: skip
+    return Security(require_encryption=True, tls_ca_file=certificate, **roles)
+
+
+class DaskSlot(WorkerSlot):
+    """A Dask worker of its own: started and replaced like any worker, but called through Dask."""
+
+    target: ClassVar[str] = "executors.engines.dask_host:work"
+
+    def __init__(self, nursery: Nursery, index: int, outfit: bytes, client: Any) -> None:
+        super().__init__(nursery, index, outfit)
+        self._client = client
+        self._awake = threading.Event()
+
+    def call(self, blob: bytes) -> bytes | bytearray:
+        """The outcome of one call on this slot's own worker."""
+        self.ready()
+        child = self._child
+        if child is None:
+            raise WorkerDied.of("lost")
+        child.on_death(self._awake.set)
+        self._awake.clear()
+        future = self._client.submit(
+            run,
+            blob,
+            key=f"call-{uuid.uuid4().hex}",
+            workers=[self.greeting.decode()],
+            allow_other_workers=False,
+            pure=False,
+            retries=0,
+        )
+        future.add_done_callback(lambda _: self._awake.set())
+        while child.alive and not future.done():
+            self._awake.wait()
+            self._awake.clear()
+        try:
+            return self._outcome(future)
+        finally:
+            child.off_death(self._awake.set)
+
+    def _outcome(self, future: Any) -> bytes:
+        reason = "lost"
+        if future.done():
+            try:
+                outcome: bytes = future.result(timeout=DEATH_WAIT)
+            except Exception as error:  # noqa: BLE001 - whatever Dask says, the worker is not to be used again
+                reason = f"lost: {type(error).__name__}: {error}"
+            else:
+                return outcome
+        future.cancel()
+        raise self._bury(reason)
+
+
+def work(sock: socket.socket) -> None:
+    """A Dask worker's process: the outfit, then the worker until its scheduler or runner is gone."""
+    first = receive(sock)
+    if first is None:
+        return
+    setup = pickle.loads(first.body)
+    try:
+        put_on(setup["outfit"])
+    except BaseException as error:  # noqa: BLE001 - the worker's edge: the runner must learn why
+        send(sock, FAILED, pack_error(error))
+        return
+    dask.config.set(CONFIG)
+    asyncio.run(_work(sock, setup))
+
+
+async def _work(sock: socket.socket, setup: dict[str, Any]) -> None:
+    async with _Worker(
+        setup["scheduler"],
+        host=LOOPBACK,
+        nthreads=1,
+        memory_limit=0,
+        name=uuid.uuid4().hex,
+        local_directory=setup["local"],
+        security=_security(*setup["keys"]),
+        dashboard=False,
+        death_timeout=60,
+    ) as worker:
+        send(sock, READY, worker.address.encode())
+        await worker.finished()

@@ -1,0 +1,196 @@
+"""An engine that is a system of its own (Dask, Parsl) lives in a host: a process of the nursery.
+
+The runner speaks to it through lanes, one socket and one task at a time per worker. Its threads, ports, logs,
+signal handlers and listeners are never the runner's, and ending it is ending the host's process tree. No
+engine's library may enter here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from executors.engines.base import WorkerDied
+from executors.engines.call import (
+    CALL,
+    DIED,
+    FAILED,
+    HEADER,
+    KILL,
+    LANE,
+    OUTCOME,
+    READY,
+    pack_death,
+    pack_error,
+    rebuild_outcome,
+    receive,
+    send,
+    unpack_death,
+)
+from executors.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from executors.engines.nursery import Child, Nursery
+    from executors.engines.pool import Slot
+
+
+class Host:
+    """The runner's side: starts the host, and again when it has died; opens lanes to it."""
+
+    def __init__(self, nursery: Nursery, name: str, target: str, setup: dict[str, Any]) -> None:
+        self._nursery = nursery
+        self._name = name
+        self._target = target
+        self._setup = pickle.dumps(setup, protocol=5)
+        self._lock = threading.Lock()
+        self._child: Child | None = None
+
+    def lane(self, index: int) -> socket.socket:
+        """The runner's end of a new lane; EngineError if the host says that it cannot work."""
+        with self._lock:
+            if self._child is None or not self._child.alive:
+                self._child = self._start()
+            ours, theirs = socket.socketpair()
+            with theirs, contextlib.suppress(OSError):  # a dead host shows as a closed lane
+                socket.send_fds(self._child.sock, [HEADER.pack(LANE, index)], [theirs.fileno()])
+            return ours
+
+    def kill(self, index: int) -> None:
+        """Ask for the worker behind a lane to be killed."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._child is not None:
+                self._child.sock.sendall(HEADER.pack(KILL, index))
+
+    def _start(self) -> Child:
+        if self._child is not None:
+            self._child.sock.close()
+        child = self._nursery.spawn(self._target, f"{self._name}.log")
+        with contextlib.suppress(OSError):
+            send(child.sock, CALL, self._setup)
+        frame = receive(child.sock)
+        if frame is not None and frame.kind == READY:
+            return child
+        if frame is not None:
+            error = rebuild_outcome(frame.body)
+            if isinstance(error, EngineError):
+                raise error
+            raise EngineError(f"the {self._name} did not start: {type(error).__name__}: {error}") from error
+        death = child.death(5.0)
+        raise WorkerDied.of(
+            f"lost: the {self._name} did not start ({death}); see {self._name}.log in the logs"
+        )
+
+
+class HostSlot:
+    """A worker behind a host, seen from the runner."""
+
+    def __init__(self, host: Host, index: int) -> None:
+        self._host = host
+        self._index = index
+        self._lane: socket.socket | None = None
+        self._why = ""
+
+    def ready(self) -> None:
+        """Open a lane unless a good one is there; the host starts the worker."""
+        if self._lane is not None and not self._why:
+            return
+        self._drop()
+        self._lane, self._why = self._host.lane(self._index), ""
+        frame = receive(self._lane)
+        if frame is not None and frame.kind == READY:
+            return
+        self._drop()
+        if frame is not None and frame.kind == FAILED:
+            raise rebuild_outcome(frame.body)
+        raise WorkerDied.of("lost: the engine's host ended")
+
+    def call(self, blob: bytes) -> bytes | bytearray:
+        """The outcome of one call; WorkerDied says how the worker ended otherwise."""
+        self.ready()
+        lane = self._lane
+        if lane is None:
+            raise WorkerDied.of("lost")
+        with contextlib.suppress(OSError):
+            send(lane, CALL, blob)
+        frame = receive(lane)
+        if frame is not None and frame.kind == OUTCOME:
+            return frame.body
+        why = self._why
+        self._drop()
+        if frame is None:
+            raise WorkerDied.of(why or "lost: the engine's host ended")
+        death = unpack_death(frame.body)
+        raise WorkerDied.of(why or death.why, death.exitcode, death.peak)
+
+    def kill(self, why: str) -> None:
+        """Kill the worker; the lane is not used again."""
+        self._why = why
+        self._host.kill(self._index)
+
+    def _drop(self) -> None:
+        if self._lane is not None:
+            self._lane.close()
+            self._lane = None
+
+    def close(self) -> None:
+        """Close the lane."""
+        self._drop()
+
+
+def serve_host(trunk: socket.socket, build: Callable[[dict[str, Any]], Callable[[int], Slot]]) -> None:
+    """In the host: build the engine from its setup, then serve lanes until the runner is gone."""
+    first = receive(trunk)
+    if first is None:
+        return
+    try:
+        make = build(pickle.loads(first.body))
+    except BaseException as error:  # noqa: BLE001 - the worker's edge: the runner must learn why
+        send(trunk, FAILED, pack_error(error))
+        os._exit(1)
+    send(trunk, READY)
+    _serve_lanes(trunk, make)
+    os._exit(0)  # threads of the engine may never end; the keeper ends its processes
+
+
+def _serve_lanes(trunk: socket.socket, make: Callable[[int], Slot]) -> None:
+    slots: dict[int, Slot] = {}
+    while True:
+        try:
+            data, fds, _, _ = socket.recv_fds(trunk, HEADER.size, 1)
+        except OSError:
+            return
+        if not data:
+            return
+        kind, index = HEADER.unpack(data)
+        if kind == KILL and index in slots:
+            slots[index].kill("killed")
+        elif kind == LANE:
+            slot = slots.get(index) or slots.setdefault(index, make(index))
+            lane = socket.socket(fileno=fds[0])
+            os.set_inheritable(lane.fileno(), False)
+            threading.Thread(target=_serve_lane, args=(lane, slot), name=f"lane-{index}", daemon=True).start()
+
+
+def _serve_lane(lane: socket.socket, slot: Slot) -> None:
+    with lane, contextlib.suppress(OSError):
+        try:
+            slot.ready()
+        except BaseException as error:  # noqa: BLE001 - the runner decides what it means
+            send(lane, FAILED, pack_error(error))
+            return
+        send(lane, READY)
+        while (frame := receive(lane)) is not None:
+            try:
+                outcome = slot.call(bytes(frame.body))
+            except WorkerDied as death:
+                send(lane, DIED, pack_death(death))
+                return
+            del frame
+            send(lane, OUTCOME, outcome)
+            del outcome

@@ -1,0 +1,197 @@
+"""Inside the host of the engine ``parsl``, and inside its workers: the only module that imports Parsl.
+
+Parsl runs the tasks and replaces single workers; whatever else goes wrong in it ends the host, which the
+runner starts anew. What the runner sees is in ``host``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import site
+import sys
+import sysconfig
+import time
+from concurrent.futures import TimeoutError as NotYet
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from parsl.concurrent import ParslPoolExecutor
+from parsl.config import Config
+from parsl.executors import HighThroughputExecutor
+from parsl.executors.high_throughput.errors import WorkerLost
+from parsl.launchers import SimpleLauncher
+from parsl.providers import LocalProvider
+
+import executors
+from executors.engines.base import WorkerDied
+from executors.engines.call import rebuild_outcome
+from executors.engines.host import serve_host
+from executors.engines.parsl_task import run_noted
+from executors.errors import EngineError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from executors.engines.pool import Slot
+
+LOOPBACK = "127.0.0.1"
+START_LIMIT = 300.0  # seconds to the first answer: cold imports from a slow file system
+TAKE_LIMIT = 30.0  # seconds until a free worker must have begun a task; Parsl's queues can lock up for ever
+STOPPED_LIMIT = 5.0
+POLL = 0.5
+
+
+def serve(trunk: socket.socket) -> None:
+    """The host's process."""
+    serve_host(trunk, _build)
+
+
+def _build(setup: dict[str, Any]) -> Callable[[int], Slot]:
+    private = Path(setup["private"])
+    before = _prepare_environment()
+    outfit = private / "outfit"
+    outfit.write_bytes(setup["outfit"])
+    provider = LocalProvider(init_blocks=1, min_blocks=1, max_blocks=1, launcher=SimpleLauncher())
+    executor = HighThroughputExecutor(
+        label="htex",
+        address=LOOPBACK,
+        loopback_address=LOOPBACK,
+        provider=provider,
+        max_workers_per_node=setup["workers"],
+        cores_per_worker=1e-6,  # the number of workers is the caller's to choose, not the machine's
+        prefetch_capacity=0,
+        heartbeat_period=1,
+        heartbeat_threshold=30,
+        encrypted=True,
+    )
+    config = Config(
+        executors=[executor],
+        run_dir=str(private / "run"),
+        strategy="none",
+        strategy_period=0.1,  # the first block is asked for at its first turn
+        retries=0,
+        usage_tracking=0,
+        initialize_logging=False,
+    )
+    pool = ParslPoolExecutor(config)
+    common = {"path": setup["path"], "logs": setup["logs"], "outfit": str(outfit), "pythonpath": before}
+    return lambda index: ParslSlot(pool, private / f"note-{index}", common)
+
+
+def _prepare_environment() -> str | None:
+    # Parsl starts its own programs by name, and they must find this package.
+    scripts = [str(Path(sys.executable).parent), sysconfig.get_path("scripts"), f"{site.getuserbase()}/bin"]
+    os.environ["PATH"] = os.pathsep.join([*scripts, os.environ.get("PATH", os.defpath)])
+    for program in ("interchange.py", "process_worker_pool.py"):
+        if shutil.which(program) is None:
+            cure = f"{sys.executable} -m pip install --force-reinstall --no-deps parsl"
+            raise EngineError(f"Parsl's program {program} is not installed beside {sys.executable}: {cure}")
+    root = str(Path(executors.__path__[0]).parent)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, before] if before else [root])
+    return before
+
+
+class ParslSlot:
+    """One task at a time through Parsl; a note tells which process has taken it."""
+
+    def __init__(self, pool: Any, note: Path, common: dict[str, Any]) -> None:
+        self._pool = pool
+        self._note = note
+        self._common = common
+        self._ticket = 0
+        self._proven = False
+
+    def ready(self) -> None:
+        """Return once a worker has answered."""
+        if self._proven:
+            return
+        if refusal := self._run(b"", START_LIMIT):
+            error = rebuild_outcome(refusal)
+            raise WorkerDied(f"the workers' initializer raised {type(error).__name__}: {error}") from error
+        self._proven = True
+
+    def call(self, blob: bytes) -> bytes | bytearray:
+        """The outcome of one call; WorkerDied if its worker was lost."""
+        return self._run(blob, TAKE_LIMIT)
+
+    def kill(self, why: str) -> None:  # noqa: ARG002 - the runner remembers why
+        """Kill the process that has taken the task."""
+        if (pid := self._taker()) is not None:
+            _kill(pid)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _run(self, blob: bytes, limit: float) -> bytes:
+        self._ticket += 1
+        with contextlib.suppress(FileNotFoundError):
+            self._note.unlink()
+        future = self._pool.submit(run_noted, self._common, str(self._note), self._ticket, blob)
+        watch = _Watch(limit)
+        while True:
+            try:
+                outcome: bytes = future.result(POLL)
+            except NotYet:
+                watch.look(self._taker())
+            except WorkerLost as error:
+                raise WorkerDied.of("lost") from error
+            except Exception as error:  # noqa: BLE001 - anything else is Parsl's own end
+                _give_up(f"{type(error).__name__}: {error}")
+            else:
+                return outcome
+
+    def _taker(self) -> int | None:
+        with contextlib.suppress(OSError, ValueError):
+            ticket, pid = map(int, self._note.read_text().split())
+            if ticket == self._ticket:
+                return pid
+        return None
+
+
+class _Watch:
+    """What to make of a task that is not done yet."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = time.monotonic() + limit
+        self._odd_since: float | None = None
+
+    def look(self, pid: int | None) -> None:
+        """Return if waiting makes sense; kills a stopped worker, raises for a dead one, ends a stuck Parsl."""
+        now = time.monotonic()
+        if pid is None:
+            if now > self._limit:
+                _give_up("no worker took the task in time")
+            return
+        state = _state(pid)
+        if state not in "TZX":
+            self._odd_since = None
+        elif self._odd_since is None:
+            self._odd_since = now
+        elif now - self._odd_since > STOPPED_LIMIT:
+            _kill(pid)
+            if state != "T":  # dead, and Parsl has not said so
+                raise WorkerDied.of("lost")
+
+
+def _state(pid: int) -> str:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "X"
+    return stat.rpartition(")")[2].split()[0].upper()
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _give_up(why: str) -> NoReturn:
+    sys.stderr.write(f"the host of Parsl ends: {why}\n")
+    sys.stderr.flush()
+    os._exit(75)

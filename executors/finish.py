@@ -1,0 +1,251 @@
+"""The end of a run: indexed and merged outputs, the manifest, what failed, and the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from typing import TYPE_CHECKING, Any
+
+from executors import outputs
+from executors.errors import AnalysisError, IncompleteError, InterruptedRunError, SiteError
+from executors.work.model import Kind
+from executors.work.report import Outcome, Summary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from executors.options import Settings
+    from executors.work.drive import Drive
+    from executors.work.model import Analysis
+
+
+class Finish:
+    """Writes what a run leaves, as far as it is due."""
+
+    def __init__(
+        self, drive: Drive, analysis: Analysis, processor: Any, settings: Settings, folder: Path
+    ) -> None:
+        self.drive, self.analysis, self.processor = drive, analysis, processor
+        self.settings, self.folder = settings, folder
+        self.plan = drive.tree.plan
+        self.written: dict[str, str] = {}
+        self.digest = ""
+        self.merged = ""
+        self._indexed = settings.fsize is not None or settings.no_merge
+
+    # -- outputs -----------------------------------------------------------------------------------
+
+    def splits_done(self) -> None:
+        """Write the indexed outputs of all splits that an earlier run completed."""
+        if self._indexed:
+            for split in range(len(self.drive.tree.splits)):
+                if self.drive.coverage.complete(self.drive.tree.split_root(split)):
+                    self.split(split)
+
+    def split(self, number: int) -> None:
+        """Write one split's indexed output, from what is stored of it."""
+        from executors.coffea.pack import unpack
+
+        split = self.drive.tree.splits[number]
+        name = outputs.indexed_name(self.plan, split.index, split.part)
+        if self._indexed and name not in self.written:
+            found = self.drive.total_of_split(number, self.analysis.combine)
+            self._save(name, None if found is None else unpack(found[0]))
+
+    def _save(self, name: str, value: Any) -> None:
+        from executors.coffea.save import save
+
+        self.written[name] = save({} if value is None else value, self.folder / name)
+
+    def _merge(self) -> None:
+        from executors.coffea.pack import unpack
+
+        found = self.drive.total(self.analysis.combine)
+        value: Any = {}
+        if found is not None:
+            self.digest = found[0].digest()
+            value = unpack(found[0])
+        self.merged = outputs.merged_name(self.plan)
+        self._save(self.merged, self._postprocessed(value))
+        if self.settings.output is not None:
+            self.settings.output.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.folder / self.merged, self.settings.output)
+
+    def _postprocessed(self, value: Any) -> Any:
+        postprocess = getattr(self.processor, "postprocess", None)
+        if not self.settings.postprocess or postprocess is None:
+            return value
+        try:
+            result = postprocess(value)
+        except Exception as error:
+            # The runner's edge to the user's own code.
+            raise AnalysisError(
+                f"postprocess raised {type(error).__name__}: {error} "
+                f"({'; '.join(self.analysis.frames(error)) or 'no frame of yours'}). "
+                "All events are counted and kept: mend it and run the same command with --reuse"
+            ) from error
+        return value if result is None else result
+
+    # -- the account -------------------------------------------------------------------------------
+
+    def outcome(self, selected: list[int] | None, began: float, close: Callable[[], None]) -> Outcome:
+        """Everything that is due at the end, and what it comes to."""
+        code = self._code(selected)
+        due = code == 0 or (code == IncompleteError.exit_code and self.settings.skipbadfiles)
+        error: AnalysisError | None = None
+        try:
+            if due and self._indexed:
+                self._rest_of_splits(selected)
+            if due and selected is None and not self.settings.no_merge:
+                self._merge()
+                code = self._code(selected)
+        except AnalysisError as found:
+            error, code = found, AnalysisError.exit_code
+        with contextlib.suppress(KeyboardInterrupt):
+            close()
+        summary = self._summary(began)
+        manifest = self._manifest(code, summary)
+        self._write(manifest)
+        self.drive.observer.finished(summary)
+        return Outcome(code, error.message if error else self._text(code, selected), summary, manifest)
+
+    def _rest_of_splits(self, selected: list[int] | None) -> None:
+        """Write the splits that are not whole (their loss is accepted) and those without an event."""
+        wanted = range(len(self.drive.tree.splits)) if selected is None else selected
+        for number in wanted:
+            self.split(number)
+
+    def _code(self, selected: list[int] | None) -> int:
+        drive = self.drive
+        user = drive.ledger.user_failures() or (drive.halted is not None and drive.halted.kind is Kind.USER)
+        if user:
+            return AnalysisError.exit_code
+        if drive.halted is not None:
+            return SiteError.exit_code
+        missing, unknown = self._missing(selected)
+        if not missing and not unknown:
+            return 0
+        if drive.stop.is_set():
+            return InterruptedRunError.exit_code
+        accepted = missing <= self.settings.allow_missing and unknown <= self.settings.allow_missing_files
+        return 0 if accepted else IncompleteError.exit_code
+
+    def _missing(self, selected: list[int] | None) -> tuple[int, int]:
+        """Events that are planned and not counted, and files nobody could count, of the selected splits."""
+        tree, coverage = self.drive.tree, self.drive.coverage
+        if selected is None:
+            ledger = self.drive.ledger
+            return ledger.events_planned - ledger.events_counted, ledger.unknown_files()
+        missing = unknown = 0
+        for number in selected:
+            root = tree.split_root(number)
+            unknown += sum(f.entries is None for f in tree.splits[number].files)
+            if not any(above in coverage.stored for above in coverage.path(root)):
+                missing += sum(tree.events(node) for node in coverage.missing(root))
+        return missing, unknown
+
+    def _summary(self, began: float) -> Summary:
+        ledger = self.drive.ledger
+        return Summary(
+            rows=ledger.rows(),
+            wall=time.monotonic() - began,
+            cpu=ledger.cpu,
+            peak_memory=max(ledger.peak, default=0),
+            bytes_read=ledger.bytes_read,
+            digest=self.digest,
+            outputs=tuple(
+                str(self.folder / name) for name in ([self.merged] if self.merged else self.written)
+            ),
+            resumed_events=ledger.resumed_events,
+        )
+
+    def _manifest(self, code: int, summary: Summary) -> dict[str, Any]:
+        ledger, settings = self.drive.ledger, self.settings
+        return {
+            "workflow": self.plan.workflow,
+            "fileset": self.plan.fileset,
+            "executor": settings.executor,
+            "complete": ledger.complete,
+            "exit_code": code,
+            "events_planned": ledger.events_planned,
+            "events_counted": ledger.events_counted,
+            "events_missing": ledger.events_planned - ledger.events_counted,
+            "files_not_counted": ledger.unknown_files(),
+            "datasets": outputs.account(ledger),
+            "failures": outputs.failures(self.plan, ledger),
+            "digest": self.digest,
+            "merged": self.merged,
+            "outputs": dict(sorted(self.written.items())),
+            "fingerprint": self.plan.fingerprint,
+            "fingerprint_parts": dict(self.plan.fingerprint_parts),
+            "chunk": self.plan.chunk,
+            "fsize": self.plan.fsize,
+            "schema": settings.schema,
+            "workflow_arguments": dict(settings.wf_arg),
+            "versions": outputs.versions(),
+            "wall_seconds": round(summary.wall, 3),
+            "cpu_seconds": round(summary.cpu, 3),
+            "peak_memory": summary.peak_memory,
+            "bytes_read": summary.bytes_read,
+            "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+
+    def _write(self, manifest: dict[str, Any]) -> None:
+        missing = outputs.missing_fileset(self.plan, self.drive.coverage)
+        failed = self.folder / "failed.json"
+        if missing:
+            outputs.write_json(failed, missing)
+        else:
+            failed.unlink(missing_ok=True)
+        outputs.write_json(self.folder / "manifest.json", manifest)
+
+    # -- words -------------------------------------------------------------------------------------
+
+    def _text(self, code: int, selected: list[int] | None) -> str:
+        ledger, halted = self.drive.ledger, self.drive.halted
+        missing, unknown = self._missing(selected)
+        gone = f"{missing} of {ledger.events_planned} planned events are not counted"
+        if unknown:
+            gone += f", and {unknown} files could not be opened"
+        again = "The same command goes on from here"
+        if code == 0:
+            return self._good_text(missing, unknown, gone)
+        if code == AnalysisError.exit_code:
+            return self._user_text()
+        if halted is not None:
+            return (
+                f"stopped: {halted.message}\n{gone}. Once that is mended, the same command goes on from here"
+            )
+        if code == InterruptedRunError.exit_code:
+            return f"interrupted: {gone}. {again}"
+        kept = f"; the good ones are in {self.folder / self.merged}" if self.merged else ""
+        accept = f"--allow-missing {missing}" + (f" --allow-missing-files {unknown}" if unknown else "")
+        return (
+            f"incomplete: {gone}{kept}. What is missing is in {self.folder / 'failed.json'}, "
+            f"why in manifest.json. The same command tries again; {accept} accepts the loss"
+        )
+
+    def _good_text(self, missing: int, unknown: int, gone: str) -> str:
+        if missing or unknown:
+            return f"accepted: {gone}; the good ones are in {self.folder / self.merged}"
+        if not self.drive.ledger.complete:
+            return f"the chosen splits are done; 'runner.py status {self.folder}' says what is left"
+        if self.merged:
+            return f"complete: {self.folder / self.merged}"
+        return f"complete, not merged: 'runner.py merge {self.folder}' merges"
+
+    def _user_text(self) -> str:
+        ledger = self.drive.ledger
+        found = [f for f in ledger.lost.values() if f.kind in (Kind.USER, Kind.TIMEOUT)]
+        if self.drive.halted is not None and self.drive.halted.kind in (Kind.USER, Kind.TIMEOUT):
+            found.insert(0, self.drive.halted)
+        failure = found[0]
+        lines = [f"the analysis raised {failure.error}: {failure.message}"]
+        lines += [f"  {frame}" for frame in failure.frames]
+        if failure.path:
+            lines.append(f"  in {failure.path}, entries {failure.range[0]} to {failure.range[1]}")
+        if len(found) > 1:
+            lines.append(f"  and on {len(found) - 1} more; see manifest.json")
+        return "\n".join(lines)

@@ -1,0 +1,393 @@
+"""Looking at runs and finishing them later: status, inspect, merge, and the plan in words."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from executors import outputs
+from executors.errors import DamagedError, ExecutorsError, IncompleteError, UsageError
+from executors.work import lock, merge
+from executors.work.coverage import Coverage
+from executors.work.ledger import Ledger
+from executors.work.plan import Plan, Tree
+from executors.work.report import Outcome
+from executors.work.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from executors.options import Settings
+    from executors.work.packed import Packed
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run's directory, read: the plan and what of it is stored."""
+
+    folder: Path
+    plan: Plan
+    store: Store
+    coverage: Coverage
+    ledger: Ledger
+
+    @property
+    def missing(self) -> int:
+        """Events planned and not counted."""
+        return self.ledger.events_planned - self.ledger.events_counted
+
+
+def find(folder: Path) -> Found:
+    """Read a run's directory; nothing is changed."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no directory of a run")
+    path = folder / "plan.json"
+    if not path.exists():
+        inside = sorted(p.parent.name for p in folder.glob("*/plan.json"))
+        hint = f"; there are runs in it: {', '.join(inside[:5])}" if inside else ""
+        raise UsageError(f"{folder} holds no run (no plan.json){hint}")
+    plan = Plan.load(path)
+    tree = Tree(plan)
+    store = Store(folder / "store")
+    coverage, ledger = Coverage(tree), Ledger(tree)
+    for node, identity in sorted(store.scan(), key=lambda row: -_size(coverage, row[0])):
+        if coverage.path(node) and tree.id(node) == identity:
+            coverage.add(node, identity)
+    for node in coverage.stored:
+        ledger.counted(node, +1)
+    return Found(folder, plan, store, coverage, ledger)
+
+
+def _size(coverage: Coverage, node: Any) -> int:
+    try:
+        return coverage.size(node)
+    except (IndexError, ValueError):
+        return 0
+
+
+def status(folder: Path) -> Outcome:
+    """How far a run is: exit code 0 if all is counted, 3 if not."""
+    found = find(folder)
+    manifest = outputs.read_json(folder / "manifest.json")
+    rows = found.ledger.rows()
+    lines = [f"{folder}: {_state(found, manifest)}"]
+    for row in rows:
+        unknown = sum(f.entries is None for d in found.plan.datasets if d.name == row.name for f in d.files)
+        tail = f", {unknown} files not counted" if unknown else ""
+        lines.append(
+            f"  {row.name}: {row.events_counted} of {row.events_planned} events, "
+            f"{row.chunks_done} of {row.chunks_planned} chunks, {row.files} files{tail}"
+        )
+    if (holder := lock.holder(folder)) is not None:
+        lines.append(f"  a runner is at work: {holder}")
+    for failure in manifest.get("failures", [])[:10]:
+        span = "{}:{}".format(*failure["range"]) if failure.get("range") else "whole file"
+        lines.append(
+            f"  missing: {failure['dataset']} {failure['file']} [{span}] {failure['kind']}: {failure['error']}"
+        )
+    data = {
+        "complete": found.ledger.complete,
+        "events_planned": found.ledger.events_planned,
+        "events_counted": found.ledger.events_counted,
+        "datasets": outputs.account(found.ledger),
+        "merged": manifest.get("merged") or None,
+    }
+    return Outcome(0 if found.ledger.complete else IncompleteError.exit_code, "\n".join(lines), None, data)
+
+
+def _state(found: Found, manifest: dict[str, Any]) -> str:
+    ledger = found.ledger
+    share = f"{ledger.events_counted} of {ledger.events_planned} events counted"
+    if not ledger.complete:
+        return f"incomplete, {share}; the command that began it goes on from here"
+    merged = manifest.get("merged")
+    return f"complete, {share}" + (
+        f", merged in {merged}" if merged else f"; 'runner.py merge {found.folder}' merges"
+    )
+
+
+# -- inspect ----------------------------------------------------------------------------------------
+
+
+def inspect(path: Path) -> Outcome:
+    """Verify every byte of a run's directory, or of one ``.coffea`` file, and say what is in it."""
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
+    return _inspect_run(path) if path.is_dir() else _inspect_file(path)
+
+
+def _inspect_run(folder: Path) -> Outcome:
+    found = find(folder)
+    damaged = []
+    good = 0
+    for node, identity in found.store.scan():
+        try:
+            merge.load(found.store, node, identity)
+            good += 1
+        except DamagedError as error:
+            damaged.append(str(error))
+    manifest = outputs.read_json(folder / "manifest.json")
+    recorded = manifest.get("outputs", {})
+    bad_outputs = outputs.outputs_intact(folder, recorded)
+    lines = [f"{folder}: {good} stored results are whole, {len(damaged)} damaged"]
+    lines += [f"  damaged: {text}" for text in damaged]
+    lines += [f"  damaged output: {folder / name}" for name in bad_outputs]
+    lines.append(f"  {len(recorded) - len(bad_outputs)} of {len(recorded)} outputs are as they were written")
+    bad = bool(damaged or bad_outputs)
+    if bad:
+        lines.append("  the command that made this run makes again what is damaged")
+    data = {"stored": good, "damaged": damaged, "damaged_outputs": bad_outputs}
+    return Outcome(DamagedError.exit_code if bad else 0, "\n".join(lines), None, data)
+
+
+def _inspect_file(path: Path) -> Outcome:
+    from executors.coffea.save import file_digest, load
+
+    recorded = outputs.read_json(path.parent / "manifest.json").get("outputs", {}).get(path.name)
+    digest = file_digest(path)
+    if recorded is not None and recorded != digest:
+        raise DamagedError(f"{path} is not as it was written (its digest differs from manifest.json)")
+    value = load(path)
+    lines = [f"{path}: whole" + (", as written by its run" if recorded else "")]
+    lines += list(_described(value, "  "))
+    return Outcome(0, "\n".join(lines), None, {"digest": digest})
+
+
+def _described(value: Any, indent: str, depth: int = 4) -> Iterator[str]:
+    if isinstance(value, dict) and depth:
+        for key, item in list(value.items())[:50]:
+            if isinstance(item, dict):
+                yield f"{indent}{key}:"
+                yield from _described(item, indent + "  ", depth - 1)
+            else:
+                yield f"{indent}{key}: {_one_line(item)}"
+        if len(value) > 50:
+            yield f"{indent}… {len(value) - 50} more"
+    else:
+        yield f"{indent}{_one_line(value)}"
+
+
+def _one_line(value: Any) -> str:
+    axes = getattr(value, "axes", None)
+    if axes is not None and hasattr(value, "sum"):
+        with contextlib.suppress(Exception):
+            names = ", ".join(f"{getattr(a, 'name', '') or i}({len(a)})" for i, a in enumerate(axes))
+            return f"{type(value).__name__} of {names}, sum {value.sum(flow=True)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{type(value).__name__}, {text[:80]}…"
+
+
+# -- merge ------------------------------------------------------------------------------------------
+
+
+def merge_dirs(
+    folders: Sequence[Path],
+    out: Path | None = None,
+    *,
+    overwrite: bool = False,
+    allow_missing: int = 0,
+    postprocess: bool = True,
+) -> Outcome:
+    """Merge one run or several into one ``.coffea`` file; refuses what is incomplete or counted twice."""
+    if not folders:
+        raise UsageError("merge needs at least one directory of a run")
+    if out is None and len(folders) > 1:
+        raise UsageError("merging several runs needs a place for the result: -o FILE")
+    if len({os.path.realpath(f) for f in folders}) != len(folders):
+        raise UsageError("the same directory is given twice: its events would be counted twice")
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            if (folder / "plan.json").exists():
+                stack.enter_context(lock.hold(folder))
+        runs = [find(folder) for folder in folders]
+        _check_same_analysis(runs)
+        _check_overlap(runs)
+        missing = _check_complete(runs, allow_missing)
+        target = out or runs[0].folder / outputs.merged_name(runs[0].plan)
+        return _merged(
+            runs, target, overwrite=overwrite, postprocess=postprocess, missing=missing, inside=out is None
+        )
+
+
+def _check_same_analysis(runs: list[Found]) -> None:
+    first = runs[0]
+    for other in runs[1:]:
+        if other.plan.fingerprint != first.plan.fingerprint:
+            raise UsageError(
+                f"{other.folder} and {first.folder} were made by different analyses: they do not add up"
+            )
+
+
+def _check_overlap(runs: list[Found]) -> None:
+    """Refuse the same events of the same dataset in two runs."""
+    seen: dict[tuple[str, str], list[tuple[int, int, Path]]] = {}
+    for run in runs:
+        for dataset in run.plan.datasets:
+            for file in dataset.files:
+                spans = seen.setdefault((dataset.name, file.uuid or file.path), [])
+                for start, stop in file.ranges(run.plan.chunk):
+                    for a, b, folder in spans:
+                        if folder != run.folder and start < b and a < stop:
+                            raise UsageError(
+                                f"{folder} and {run.folder} both hold events of dataset {dataset.name!r}, such as "
+                                f"{file.path} [{max(a, start)}:{min(b, stop)}]: they would be counted twice"
+                            )
+                spans.extend((start, stop, run.folder) for start, stop in file.ranges(run.plan.chunk))
+
+
+def _check_complete(runs: list[Found], allow_missing: int) -> int:
+    missing = sum(run.missing for run in runs)
+    unknown = sum(run.ledger.unknown_files() for run in runs)
+    if unknown or missing > allow_missing:
+        where = [
+            f"{run.folder}: {row.name} lacks {row.events_planned - row.events_counted} of {row.events_planned} events"
+            for run in runs
+            for row in run.ledger.rows()
+            if row.events_planned != row.events_counted
+        ]
+        where += [
+            f"{run.folder}: {run.ledger.unknown_files()} files not counted"
+            for run in runs
+            if run.ledger.unknown_files()
+        ]
+        raise IncompleteError(
+            "not merged, events are missing:\n  "
+            + "\n  ".join(where[:10])
+            + f"\nRun the command of that directory again, or accept the loss: --allow-missing {missing}"
+        )
+    return missing
+
+
+def _merged(
+    runs: list[Found], target: Path, *, overwrite: bool, postprocess: bool, missing: int, inside: bool
+) -> Outcome:
+    from executors.coffea.pack import combine, unpack
+    from executors.coffea.save import file_digest, save
+
+    parts = [p for run in runs if (p := _total(run)) is not None]
+    whole: Packed | None = None
+    for part in parts:
+        whole = part if whole is None else combine(whole, part)
+    value: Any = {} if whole is None else unpack(whole)
+    if postprocess:
+        value = _postprocessed(runs[0].folder, value)
+    existing = file_digest(target) if target.exists() else None
+    recorded = outputs.read_json(target.parent / "manifest.json").get("outputs", {}).get(target.name)
+    temporary = target.with_name(f".{target.name}.merge")
+    digest = save(value, temporary)
+    try:
+        if (
+            existing is not None
+            and existing != digest
+            and not overwrite
+            and (not inside or recorded == existing)
+        ):
+            raise UsageError(
+                f"{target} exists and holds something else; --overwrite replaces it, -o chooses another"
+            )
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if inside:
+        _record(runs[0].folder, target.name, digest, whole)
+    events = sum(run.ledger.events_counted for run in runs)
+    same = " (as it was)" if existing == digest else ""
+    text = f"merged {events} events of {len(runs)} run{'s' if len(runs) > 1 else ''} into {target}{same}"
+    if missing:
+        text += f"; {missing} events are missing, as accepted"
+    return Outcome(
+        0, text, None, {"output": str(target), "digest": whole.digest() if whole else "", "events": events}
+    )
+
+
+def _total(run: Found) -> Packed | None:
+    from executors.coffea.pack import combine
+
+    root = run.coverage.tree.root
+    shape = run.coverage.shape(root) if root is not None else None
+    if shape is None:
+        return None
+    try:
+        packed, events = merge.total(shape, run.store, combine)
+    except merge.DamagedPartError as error:
+        raise DamagedError(
+            f"{run.folder}: a stored result is damaged ({error}); run the command of that directory again"
+        ) from error
+    if events != run.ledger.events_counted:
+        raise DamagedError(
+            f"{run.folder}: {events} events are stored where {run.ledger.events_counted} were counted"
+        )
+    return packed
+
+
+def _postprocessed(folder: Path, value: Any) -> Any:
+    """Apply the postprocess of the processor that the run's own workers were sent."""
+    from executors.jobs import stored_analysis
+
+    analysis = stored_analysis(folder)
+    postprocess = getattr(getattr(analysis, "processor", None), "postprocess", None)
+    if postprocess is None:
+        return value
+    result = postprocess(value)
+    return value if result is None else result
+
+
+def _record(folder: Path, name: str, digest: str, whole: Packed | None) -> None:
+    manifest = outputs.read_json(folder / "manifest.json")
+    manifest["outputs"] = {**manifest.get("outputs", {}), name: digest}
+    manifest["merged"] = name
+    manifest["digest"] = whole.digest() if whole else ""
+    outputs.write_json(folder / "manifest.json", manifest)
+
+
+# -- the plan in words ------------------------------------------------------------------------------
+
+
+def plan_text(plan: Plan, settings: Settings, folder: Path, kept: bool) -> tuple[str, dict[str, Any]]:
+    """The plan for a person and for a program."""
+    tree = Tree(plan)
+    ledger = Ledger(tree)
+    state = "the plan kept in" if kept else "the plan of a new run in"
+    lines = [f"{state} {folder}"]
+    lines.append(
+        f"executor {settings.executor}, {settings.workers} workers, chunks of at most {plan.chunk} events"
+    )
+    lines += [
+        f"  {d.index}: {d.name}: {r.files} files, {r.events_planned} events, {r.chunks_planned} chunks"
+        for d, r in zip(plan.datasets, ledger.rows(), strict=True)
+    ]
+    empty = [f.path for d in plan.datasets for f in d.files if f.entries == 0]
+    unknown = [f for d in plan.datasets for f in d.files if f.entries is None]
+    if empty:
+        lines.append(f"  {len(empty)} files hold no event, such as {empty[0]}")
+    lines += [f"  cannot be opened: {f.path}: {f.error}" for f in unknown[:20]]
+    if len(unknown) > 20:
+        lines.append(f"  … and {len(unknown) - 20} more that cannot be opened")
+    names = [outputs.indexed_name(plan, s.index, s.part) for s in tree.splits] if plan.fsize else []
+    if names:
+        lines.append(f"  {len(names)} indexed outputs, {names[0]} to {names[-1]}")
+    lines.append(f"in all {ledger.events_planned} events in {ledger.chunks_planned} chunks")
+    data = {
+        "folder": str(folder),
+        "kept": kept,
+        "events": ledger.events_planned,
+        "chunks": ledger.chunks_planned,
+        "datasets": {
+            d.name: {
+                "index": d.index,
+                "files": [
+                    {"path": f.path, "treename": f.treename, "entries": f.entries, "chunks": f.chunks(plan.chunk), "error": f.error}
+                    for f in d.files
+                ],
+            }
+            for d in plan.datasets
+        },
+        "outputs": [*names, outputs.merged_name(plan)],
+    }  # fmt: skip
+    return "\n".join(lines), data
+
+
+__all__ = ["ExecutorsError", "find", "inspect", "merge_dirs", "plan_text", "status"]

@@ -1,0 +1,106 @@
+"""What travels to the workers: a small call that finds the analysis by its digest and does tasks with it.
+
+The processor is written once into the run's directory and read once by each worker process, whatever the
+number of tasks; where workers do not see that directory it rides in the call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from executors.errors import AnalysisError, DamagedError
+from executors.work.merge import MergeTask, merge
+from executors.work.store import write_whole
+from executors.work.worker import perform
+
+if TYPE_CHECKING:
+    from executors.work.model import Analysis, Receipt, Task
+    from executors.work.worker import Place
+
+_loaded: dict[str, Analysis] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Does one task on a worker. Equal for all tasks of a run, and small."""
+
+    digest: str
+    place: Place
+    path: Path
+    payload: bytes | None = None
+
+    def __call__(self, task: Task | MergeTask) -> Receipt:
+        """Do the task with the analysis of this run."""
+        analysis = self._analysis()
+        if isinstance(task, MergeTask):
+            return merge(task, analysis, self.place)
+        return perform(task, analysis, self.place)
+
+    def _analysis(self) -> Analysis:
+        found = _loaded.get(self.digest)
+        if found is None:
+            import cloudpickle
+
+            data = self.payload if self.payload is not None else self.path.read_bytes()
+            if hashlib.blake2b(data, digest_size=20).hexdigest() != self.digest:
+                raise DamagedError(f"{self.path} is not the analysis of this run")
+            found = cloudpickle.loads(data)
+            # A worker serves one run: a former analysis is of no more use.
+            _loaded.clear()
+            _loaded[self.digest] = found
+        return found
+
+
+def prepare(analysis: Analysis, place: Place) -> Call:
+    """Write the analysis where workers find it; the call that uses it."""
+    import cloudpickle
+
+    try:
+        data = cloudpickle.dumps(analysis, protocol=5)
+    except Exception as error:
+        # Whatever a user's object raises while it is being pickled is the user's to mend.
+        raise AnalysisError(
+            f"the workflow cannot be sent to workers: {type(error).__name__}: {error}. Make what it cannot "
+            "pickle (open files, locks, generators) inside process(), or at its first use there"
+        ) from error
+    digest = hashlib.blake2b(data, digest_size=20).hexdigest()
+    path = place.run / "job" / f"{digest}.pkl"
+    if place.shared:
+        write_whole(path, [data])
+    return Call(digest, place, path, None if place.shared else data)
+
+
+def local(analysis: Analysis, call: Call) -> Call:
+    """Let this very process use the analysis object itself."""
+    _loaded.clear()
+    _loaded[call.digest] = analysis
+    return call
+
+
+def by_value(obj: Any) -> None:
+    """Have the module of an object sent along where workers could not import it by its name."""
+    import cloudpickle
+
+    module = sys.modules.get(getattr(obj, "__module__", "") or "")
+    spec = getattr(module, "__spec__", None)
+    if module is None or module.__name__ == "__main__":
+        return
+    if spec is None or spec.origin is None or getattr(module, "__loaded_from_file__", False):
+        cloudpickle.register_pickle_by_value(module)
+
+
+def stored_analysis(folder: Path) -> Any:
+    """The analysis that a run's workers were last sent; None where it is not kept here."""
+    import cloudpickle
+
+    jobs = sorted((folder / "job").glob("*.pkl"), key=lambda p: p.stat().st_mtime_ns)
+    if not jobs:
+        return None
+    data = jobs[-1].read_bytes()
+    if hashlib.blake2b(data, digest_size=20).hexdigest() != jobs[-1].stem:
+        raise DamagedError(f"{jobs[-1]} is damaged; run the command of that directory again")
+    return cloudpickle.loads(data)

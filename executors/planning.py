@@ -1,0 +1,225 @@
+"""From a fileset to the kept plan: counts what is not known yet, and compares with what an earlier run fixed."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from executors.errors import FilesetError, PlanChangedError
+from executors.work import plan as plans
+from executors.work.cache import Cache, Known
+from executors.work.model import Kind
+from executors.work.plan import Plan, PlannedDataset, PlannedFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+    from threading import Event
+
+    from executors.fileset import Dataset, File, Fileset
+    from executors.options import Settings
+
+    Say = Callable[[str, str], None]
+
+COUNTERS = 16
+
+
+def planned_datasets(fileset: Fileset, treename: str | None) -> tuple[PlannedDataset, ...]:
+    """The fileset as it was asked for: nothing is counted yet."""
+    return tuple(
+        PlannedDataset(
+            d.name, d.index, tuple(_planned_file(f, d, treename) for f in d.files), dict(d.metadata)
+        )
+        for d in fileset.datasets
+    )
+
+
+def _planned_file(file: File, dataset: Dataset, treename: str | None) -> PlannedFile:
+    size, mtime = _stat(file.path)
+    # A range reaching past the end, or a wrong count, is found by the worker, which compares with the file.
+    counted = file.entries if file.uuid else None
+    steps = tuple((int(a), int(b)) for a, b in file.steps) if file.steps is not None else None
+    tree = file.treename or dataset.treename or treename
+    return PlannedFile(file.path, tree, file.uuid, counted if tree else None, steps, size=size, mtime=mtime)
+
+
+def _stat(path: str) -> tuple[int | None, int | None]:
+    if "://" in path:
+        return None, None
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a Path for each of 100,000 files is not free
+    except OSError:
+        return None, None
+    return found.st_size, found.st_mtime_ns
+
+
+def asked_plan(
+    fileset: Fileset, settings: Settings, workflow: str, fingerprint: str, parts: Mapping[str, str]
+) -> Plan:
+    """The plan a command asks for, before anything is counted."""
+    choices: dict[str, Any] = {
+        "only": list(settings.only) or None,
+        "limit": settings.limit,
+        "max": settings.max,
+        "max-per-dataset": settings.max_per_dataset,
+        "treename": settings.treename,
+    }
+    return Plan(
+        workflow=workflow,
+        fileset=fileset.name,
+        chunk=settings.chunk,
+        fsize=settings.fsize,
+        datasets=planned_datasets(fileset, settings.treename),
+        fingerprint=fingerprint,
+        fingerprint_parts=dict(parts),
+        choices={k: v for k, v in choices.items() if v is not None},
+    )
+
+
+def compare(kept: Plan, asked: Plan, where: Path) -> None:
+    """Refuse a command that asks for something else than the run that lies there."""
+    said = plans.differences(kept, asked)
+    if said:
+        listed = "".join(f"\n  - {line}" for line in said[:10])
+        raise PlanChangedError(
+            f"{where} holds a run of something else:{listed}\n"
+            "Use another --outputdir, give the same options again, or --overwrite to start anew"
+        )
+
+
+def really_replaced(kept: Plan, asked: Plan, settings: Settings) -> list[str]:
+    """Local files of the plan that are other files now; those only touched or copied are not."""
+    now = {f.path: (f.size, f.mtime) for d in asked.datasets for f in d.files}
+    suspects = [
+        f
+        for d in kept.datasets
+        for f in d.files
+        if f.entries is not None and f.size is not None and now.get(f.path, (None, None))[0] is not None
+        and now[f.path] != (f.size, f.mtime)
+    ]  # fmt: skip
+    if not suspects:
+        return []
+    from executors.coffea.count import Count, count_many
+
+    answers = count_many(
+        [(f.path, f.treename) for f in suspects], workers=COUNTERS, timeout=_timeout(settings)
+    )
+    return [
+        suspects[i].path
+        for i, result in answers
+        if isinstance(result, Count)
+        and (result.uuid, result.entries) != (suspects[i].uuid, suspects[i].entries)
+    ]
+
+
+def _timeout(settings: Settings) -> int:
+    return max(1, round(settings.read_timeout))
+
+
+def fill_counts(plan: Plan, settings: Settings, say: Say, stop: Event) -> Plan:
+    """Count the files that nobody has counted; those that cannot be counted keep their place and the reason."""
+    wanted = [(i, j) for i, d in enumerate(plan.datasets) for j, f in enumerate(d.files) if f.entries is None]
+    if not wanted:
+        return plan
+    cache = Cache(settings.cache)
+    try:
+        found = _from_cache(plan, wanted, cache)
+        rest = [place for place in wanted if place not in found]
+        fresh = _counted(plan, rest, settings, say, stop)
+        cache.put(
+            Known(
+                f.path, _asked_tree(plan, place), f.size, f.mtime, f.entries, f.uuid or "", f.treename or ""
+            )
+            for place, f in fresh.items()
+            if f.entries is not None and f.size is not None and f.mtime is not None
+        )
+    finally:
+        cache.close()
+    filled = plan.with_counts({**found, **fresh})
+    if settings.max is not None or settings.max_per_dataset is not None:
+        limited = plans.limit_chunks(filled.datasets, plan.chunk, settings.max, settings.max_per_dataset)
+        filled = replace(filled, datasets=limited)
+    return filled
+
+
+def _asked_tree(plan: Plan, place: tuple[int, int]) -> str:
+    return plan.datasets[place[0]].files[place[1]].treename or ""
+
+
+def _from_cache(
+    plan: Plan, wanted: Iterable[tuple[int, int]], cache: Cache
+) -> dict[tuple[int, int], PlannedFile]:
+    found = {}
+    for i, j in wanted:
+        file = plan.datasets[i].files[j]
+        if file.size is None or file.mtime is None:
+            continue
+        known = cache.get(file.path, file.treename or "", file.size, file.mtime)
+        if known is not None:
+            found[i, j] = replace(
+                file, entries=known.entries, uuid=known.uuid, treename=known.found, error=None
+            )
+    return found
+
+
+def _counted(
+    plan: Plan, places: list[tuple[int, int]], settings: Settings, say: Say, stop: Event
+) -> dict[tuple[int, int], PlannedFile]:
+    """Count by opening headers, in parallel; what may pass is tried again with growing pauses."""
+    out: dict[tuple[int, int], PlannedFile] = {}
+    for attempt in range(settings.retries + 1):
+        if attempt:
+            stop.wait(min(2.0 ** (attempt - 1), 30.0))
+        passing = _count_once(plan, places, settings, say, stop, out)
+        if not passing or stop.is_set():
+            break
+        places = passing
+    return out
+
+
+def _count_once(
+    plan: Plan,
+    places: list[tuple[int, int]],
+    settings: Settings,
+    say: Say,
+    stop: Event,
+    out: dict[tuple[int, int], PlannedFile],
+) -> list[tuple[int, int]]:
+    from executors.coffea.count import Count, count_many
+
+    passing = []
+    began = said = time.monotonic()
+    asked: dict[tuple[str, str | None], list[tuple[int, int]]] = {}
+    for i, j in places:
+        file = plan.datasets[i].files[j]
+        asked.setdefault((file.path, file.treename), []).append((i, j))
+    keys = list(asked)
+    answers = count_many(keys, workers=COUNTERS, timeout=_timeout(settings))
+    for done, (number, result) in enumerate(answers, 1):
+        for i, j in asked[keys[number]]:
+            file = plan.datasets[i].files[j]
+            if isinstance(result, Count):
+                out[i, j] = _filled(file, result)
+                continue
+            out[i, j] = replace(file, error=f"{result.error}: {result.message}"[:500])
+            if result.kind is Kind.PASSING:
+                passing.append((i, j))
+        if stop.is_set():
+            break
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            say("info", f"counting: {done} of {len(asked)} files in {said - began:.0f} s")
+    return passing
+
+
+def _filled(file: PlannedFile, result: Any) -> PlannedFile:
+    if file.steps is not None and any(stop > result.entries for _, stop in file.steps):
+        raise FilesetError(
+            f"{file.path} holds {result.entries} events, but the fileset asks for ranges up to "
+            f"{max(stop for _, stop in file.steps)}: the file or the fileset is another one"
+        )
+    if file.uuid is not None and file.uuid != result.uuid:
+        raise FilesetError(f"{file.path} is another file than the fileset says (uuid {result.uuid})")
+    return replace(file, entries=result.entries, uuid=result.uuid, treename=result.treename, error=None)

@@ -1,0 +1,430 @@
+"""One whole run: settings in, outputs and an account out. The only place where all rooms meet.
+
+``execute`` is what the command calls, ``run`` what Python calls; both take the same path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from executors import outputs, planning
+from executors.errors import (
+    AnalysisError,
+    EngineError,
+    ExecutorsError,
+    IncompleteError,
+    InterruptedRunError,
+    PlanChangedError,
+    SiteError,
+    UsageError,
+)
+from executors.finish import Finish
+from executors.inspection import inspect, merge_dirs, status
+from executors.work import lock, notes
+from executors.work.drive import Drive, Terms, merge_here
+from executors.work.journal import Journal
+from executors.work.plan import Plan, Tree
+from executors.work.policy import Limits
+from executors.work.report import Outcome, Silent
+from executors.work.worker import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from concurrent.futures import Executor
+
+    from executors.fileset import Fileset
+    from executors.fingerprint import Fingerprint
+    from executors.options import Settings
+    from executors.work.report import Observer
+    from executors.workflow import Workflow
+
+__all__ = ["digest", "execute", "inspect", "load", "merge_dirs", "plan_only", "run", "status"]
+
+CHUNK_TIMEOUT = 3600.0
+OURS = ("plan.json", "manifest.json", "failed.json", "journal.jsonl")
+FOLDERS = ("store", "notes", "logs", "job", "damaged")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command asks for, read and checked: nothing has been started or written."""
+
+    settings: Settings
+    workflow: Workflow
+    fileset: Fileset
+    fingerprint: Fingerprint
+    folder: Path
+    observer: Observer
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, before anything is counted."""
+        mark = self.fingerprint
+        return planning.asked_plan(self.fileset, self.settings, self.workflow.name, mark.digest, mark.parts)
+
+
+def execute(
+    settings: Settings,
+    *,
+    observer: Observer | None = None,
+    workflow: Workflow | None = None,
+    fileset: Any = None,
+    folder: Path | None = None,
+) -> Outcome:
+    """Do what the settings say; the outcome has the exit code. Errors of use are raised before work starts."""
+    asked = _asked(settings, observer or Silent(), workflow, fileset, folder)
+    with lock.hold(asked.folder):
+        if settings.overwrite:
+            _wipe(asked.folder)
+        try:
+            plan = _kept_or_new(asked)
+            return _already_done(asked, plan) or _work(asked, plan)
+        except OSError as error:
+            raise SiteError(f"{asked.folder}: {error.strerror or error}") from error
+
+
+def _asked(
+    settings: Settings, observer: Observer, workflow: Workflow | None, fileset: Any, folder: Path | None
+) -> Asked:
+    from executors import registry, selection
+    from executors.fileset import read_fileset
+    from executors.fingerprint import fingerprint
+    from executors.workflow import load_workflow
+
+    registry.resolve(settings.executor)
+    workflow = workflow or load_workflow(settings.wf, settings.wf_arg)
+    read = read_fileset(settings.json if fileset is None else fileset)
+    for warning in read.warnings:
+        observer.message("warning", warning)
+    chosen = selection.limit(selection.only(read, settings.only), settings.limit)
+    mark = fingerprint(
+        workflow.processor,
+        schema=settings.schema,
+        columns=sorted(_columns(settings, workflow)),
+    )
+    folder = folder or settings.outputdir / outputs.run_name(workflow.name, read.name)
+    return Asked(settings, workflow, chosen, mark, folder, observer)
+
+
+def _columns(settings: Settings, workflow: Workflow) -> tuple[str, ...]:
+    return settings.columns or tuple(getattr(workflow.processor, "columns", None) or ())
+
+
+def _wipe(folder: Path) -> None:
+    """Remove a run of ours; files of others in the folder stay."""
+    for name in OURS:
+        (folder / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in folder.glob("hist_*.coffea"):
+        path.unlink(missing_ok=True)
+
+
+# -- the plan ---------------------------------------------------------------------------------------
+
+
+def _kept_or_new(asked: Asked) -> Plan:
+    """The plan of this directory, made now or by the first run, with all counted that can be."""
+    path = asked.folder / "plan.json"
+    kept = Plan.load(path) if path.exists() else None
+    if kept is not None:
+        planning.compare(kept, asked.plan, asked.folder)
+        _same_analysis(asked, kept)
+        _same_files(asked, kept)
+    with _signals(asked.stop):
+        plan = planning.fill_counts(kept or asked.plan, asked.settings, asked.observer.message, asked.stop)
+    if asked.stop.is_set():
+        raise InterruptedRunError("interrupted while counting; the same command goes on from here")
+    if plan != kept:
+        plan.save(path)
+    return plan
+
+
+def _same_analysis(asked: Asked, kept: Plan) -> None:
+    mark = asked.fingerprint
+    if mark.digest == kept.fingerprint or asked.settings.reuse:
+        return
+    from executors.fingerprint import changes
+
+    said = "".join(f"\n  - {line}" for line in changes(kept.fingerprint_parts, mark.parts)[:10])
+    raise PlanChangedError(
+        f"the analysis changed since {asked.folder} was begun:{said}\n"
+        "--overwrite starts anew; --reuse keeps what is done, knowingly; or choose another --outputdir"
+    )
+
+
+def _same_files(asked: Asked, kept: Plan) -> None:
+    replaced = planning.really_replaced(kept, asked.plan, asked.settings)
+    if replaced:
+        raise PlanChangedError(
+            f"{len(replaced)} input files were replaced since {asked.folder} was begun, such as {replaced[0]}. "
+            "--overwrite starts anew"
+        )
+
+
+def plan_only(settings: Settings, *, observer: Observer | None = None) -> Outcome:
+    """What a run would do: the plan in words and data. Nothing is written but the cache of counts."""
+    from executors.inspection import plan_text
+
+    asked = _asked(settings, observer or Silent(), None, None, None)
+    path = asked.folder / "plan.json"
+    kept = Plan.load(path) if path.exists() and not settings.overwrite else None
+    if kept is not None:
+        planning.compare(kept, asked.plan, asked.folder)
+    plan = planning.fill_counts(kept or asked.plan, settings, asked.observer.message, asked.stop)
+    text, data = plan_text(plan, settings, asked.folder, kept is not None)
+    unknown = sum(f.entries is None for d in plan.datasets for f in d.files)
+    return Outcome(IncompleteError.exit_code if unknown else 0, text, None, data)
+
+
+# -- the work ---------------------------------------------------------------------------------------
+
+
+def _already_done(asked: Asked, plan: Plan) -> Outcome | None:
+    """The outcome of a run that finished earlier, if all it wrote is still whole."""
+    manifest = outputs.read_json(asked.folder / "manifest.json")
+    wanted = not asked.settings.no_merge and asked.settings.index is None
+    if not (manifest.get("complete") and manifest.get("fingerprint") == plan.fingerprint and wanted):
+        return None
+    recorded = manifest.get("outputs", {})
+    if outputs.merged_name(plan) not in recorded or outputs.outputs_intact(asked.folder, recorded):
+        return None
+    if asked.settings.output is not None:
+        return None
+    events = sum(row["events_counted"] for row in manifest["datasets"].values())
+    text = (
+        f"already complete: {events} events in {asked.folder / outputs.merged_name(plan)}; "
+        "nothing was done (--overwrite starts anew)"
+    )
+    return Outcome(0, text, None, manifest)
+
+
+def _work(asked: Asked, plan: Plan) -> Outcome:
+    from executors import registry
+    from executors.engines.base import Resources
+
+    settings = asked.settings
+    engine, site = registry.resolve(settings.executor)
+    inline = not engine.capabilities.isolates
+    folder = asked.folder.resolve()
+    for name in ("store", "notes", "logs", "job"):
+        (folder / name).mkdir(exist_ok=True)
+    notes.clear(folder / "notes")
+    place = Place(
+        run=folder,
+        shared=engine.capabilities.shares_store,
+        chunk_timeout=settings.chunk_timeout or CHUNK_TIMEOUT,
+        inline=inline,
+    )
+    place.store.sweep()
+    want = Resources(
+        workers=settings.workers,
+        log_dir=folder / "logs",
+        preload=() if inline else ("executors.coffea.analysis",),
+    )
+    began = time.monotonic()
+    with _signals(asked.stop, force_after=4.0 if inline else None), contextlib.ExitStack() as stack:
+        try:
+            pool = stack.enter_context(engine.open(site, want))
+        except ExecutorsError:
+            raise
+        except Exception as error:
+            # Engines are libraries of others: whatever they raise while opening is the site's to mend.
+            raise EngineError(
+                f"{settings.executor} could not be opened: {type(error).__name__}: {error}"
+            ) from error
+        return _drive(asked, plan, place, pool, Opened(settings.workers, inline, stack.close, began))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The engine as the run has it."""
+
+    slots: int
+    inline: bool
+    close: Callable[[], None]
+    began: float
+
+
+def _drive(asked: Asked, plan: Plan, place: Place, pool: Executor, opened: Opened) -> Outcome:
+    from executors import jobs
+
+    analysis = _analysis(asked, plan)
+    call = jobs.prepare(analysis, place)
+    if opened.inline:
+        call = jobs.local(analysis, call)
+    tree = Tree(plan)
+    journal = Journal(place.run / "journal.jsonl")
+    drive = Drive(
+        tree, place, call, pool, _terms(asked.settings, opened), journal=journal, observer=asked.observer,
+        stop=asked.stop, combine_here=None if place.shared else merge_here(place, analysis),
+    )  # fmt: skip
+    finish = Finish(drive, analysis, asked.workflow.processor, asked.settings, asked.folder)
+    drive.on_split = finish.split
+    try:
+        journal.write("run", pid=os.getpid(), executor=asked.settings.executor, argv=sys.argv[:1])
+        resumed = drive.resume()
+        drive.ledger.resumed()
+        asked.observer.started(drive.ledger.rows(), workers=opened.slots, resumed_events=resumed)
+        finish.splits_done()
+        selected = _selected(plan, asked.settings.index)
+        drive.plan_work(selected)
+        with contextlib.suppress(KeyboardInterrupt):
+            drive.run()
+            return finish.outcome(selected, opened.began, opened.close)
+        asked.stop.set()
+        return finish.outcome(selected, opened.began, opened.close)
+    finally:
+        journal.close()
+
+
+def _analysis(asked: Asked, plan: Plan) -> Any:
+    from executors import jobs
+    from executors.coffea.analysis import CoffeaAnalysis
+
+    jobs.by_value(asked.workflow.processor)
+    return CoffeaAnalysis(
+        asked.workflow.processor,
+        datasets={d.name: d.metadata for d in plan.datasets},
+        schema=asked.settings.schema,
+        columns=_columns(asked.settings, asked.workflow),
+        timeout=asked.settings.read_timeout,
+    )
+
+
+def _terms(settings: Settings, opened: Opened) -> Terms:
+    terms = Terms(
+        slots=opened.slots,
+        inline=opened.inline,
+        limits=replace(Limits(), retries=settings.retries),
+        keep_splits=settings.fsize is not None or settings.no_merge,
+        merge_all=not settings.no_merge,
+    )
+    return terms if settings.task_seconds is None else replace(terms, task_seconds=settings.task_seconds)
+
+
+def _selected(plan: Plan, index: tuple[int, ...] | None) -> list[int] | None:
+    """The splits that ``--index`` names: from where to where, by dataset index and split."""
+    if index is None:
+        return None
+    splits = plan.splits()
+    first = (index[0], index[1] if len(index) > 1 else 0)
+    last = (index[2], index[3]) if len(index) == 4 else None
+    chosen = [
+        n for n, s in enumerate(splits)
+        if (s.index, s.part) >= first and (last is None or (s.index, s.part) <= last)
+    ]  # fmt: skip
+    if not chosen:
+        end = splits[-1] if splits else None
+        raise UsageError(
+            f"--index {','.join(map(str, index))}: no split lies there"
+            + (f"; the last one is {end.index},{end.part}" if end else "")
+        )
+    return chosen
+
+
+@contextlib.contextmanager
+def _signals(stop: threading.Event, force_after: float | None = None) -> Iterator[None]:
+    """Let the first signal stop the run in order, the second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    timers: list[threading.Timer] = []
+
+    def on_signal(number: int, _: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        if force_after is not None:
+            # The task runs in this very thread: give it a while to end, then interrupt it.
+            timers.append(threading.Timer(force_after, signal.raise_signal, (number,)))
+            timers[-1].daemon = True
+            timers[-1].start()
+
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in handled}
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# -- from Python ------------------------------------------------------------------------------------
+
+
+def run(
+    processor: Any,
+    fileset: Any,
+    *,
+    on: str = "futures",
+    out: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    observer: Observer | None = None,
+    **options: Any,
+) -> Any:
+    """Run a processor over a fileset and return the merged result.
+
+    ``on`` is an executor's name, ``out`` the run's directory (with it, the same call resumes); every option
+    of the command is a keyword (``chunk=``, ``workers=``, ``skipbadfiles=``, ...). Raises ``AnalysisError``,
+    ``IncompleteError``, ``SiteError`` or ``InterruptedRunError`` instead of giving an incomplete result.
+    """
+    from executors.settings import resolve
+    from executors.workflow import from_object
+
+    workflow = from_object(processor, name)
+    settings = resolve(executor=on, **options).settings
+    with contextlib.ExitStack() as stack:
+        if out is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coffea-scaleout-")))
+        else:
+            folder = Path(out)
+        outcome = execute(settings, observer=observer, workflow=workflow, fileset=fileset, folder=folder)
+        if outcome.exit_code:
+            raise _error(outcome)
+        return load(folder)
+
+
+def _error(outcome: Outcome) -> ExecutorsError:
+    kinds: Mapping[int, type[ExecutorsError]] = {
+        1: AnalysisError, 3: IncompleteError, 4: SiteError, 130: InterruptedRunError
+    }  # fmt: skip
+    return kinds.get(outcome.exit_code, ExecutorsError)(outcome.text, manifest=outcome.data)
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """The merged result of a run's directory, or the content of one ``.coffea`` file, verified."""
+    from executors.coffea.save import load as load_file
+
+    place = Path(path)
+    if not place.is_dir():
+        return load_file(place)
+    manifest = outputs.read_json(place / "manifest.json")
+    merged = manifest.get("merged")
+    if not merged:
+        raise IncompleteError(
+            f"{place} holds no merged result; 'runner.py status {place}' says what is missing"
+        )
+    if bad := outputs.outputs_intact(place, {merged: manifest["outputs"][merged]}):
+        raise IncompleteError(f"{place / bad[0]} is damaged; run the same command again to write it anew")
+    return load_file(place / merged)
+
+
+def digest(value: Any) -> str:
+    """The digest of a result: equal for equal results, on whatever engine they were made."""
+    from executors.coffea.pack import pack
+
+    return pack(value).digest()

@@ -1,0 +1,145 @@
+"""Numbers, bars and tables as plain text of a given width. No colour, no terminal, no run."""
+
+from __future__ import annotations
+
+import shutil
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from executors.work.report import DatasetCount, Summary
+
+_HEAD = ("dataset", "files", "planned", "counted", "missing", "why")
+
+
+def amount(value: float) -> str:
+    """A number of things, short: 950, 12,345, 1.23M."""
+    value = round(value)
+    for bound, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M")):
+        if abs(value) >= bound:
+            return f"{value / bound:.{2 if abs(value) < 10 * bound else 1}f}{unit}"
+    return f"{value:,}"
+
+
+def size(number: float) -> str:
+    """A number of bytes, short."""
+    for bound, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= bound:
+            return f"{number / bound:.1f} {unit}"
+    return f"{number:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """A time, in one or two units."""
+    seconds = round(max(seconds, 0))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s" if seconds < 600 else f"{seconds // 60} min"
+    if seconds < 100 * 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+    return f"{seconds // 86400:,} days"
+
+
+def percent(part: float, whole: float) -> float:
+    """Per cent, never 100 before all is there, and 100 where there is nothing to do."""
+    if whole <= 0:
+        return 100.0
+    return 100.0 if part >= whole else min(100.0 * part / whole, 99.0)
+
+
+def bar(share: float, width: int) -> str:
+    """A bar of ``width`` cells, filled to ``share`` per cent."""
+    full = int(width * min(max(share, 0.0), 100.0) / 100)
+    return "━" * full + "─" * (width - full)
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+    )
+
+
+def clipped(text: str, width: int) -> str:
+    """The text in at most ``width`` columns; what is cut away shows as ``…``."""
+    if cells(text) <= width:
+        return text
+    kept, used = "", 0
+    for char in text:
+        used += cells(char)
+        if used > width - 1:
+            break
+        kept += char
+    return (kept + "…")[:width] if width > 0 else ""
+
+
+def summary_table(rows: Sequence[DatasetCount], width: int = 100) -> str:
+    """The accounting of a run: dataset, files, events planned, counted, missing and why; a line for all."""
+    body = [_cells_of(row) for row in rows]
+    if len(rows) != 1:
+        body.append(_total(rows))
+    columns = 6 if any(line[5] for line in body) else 5
+    table = [_HEAD[:columns], *(line[:columns] for line in body)]
+    widths = [max(cells(line[i]) for line in table) for i in range(columns)]
+    # Numbers are never cut; what is too long is the name, or the reason.
+    fixed = sum(widths[1:5]) + 2 * (columns - 1)
+    widths[0] = min(widths[0], max(width - fixed - (20 if columns == 6 else 0), 8))
+    if columns == 6:
+        widths[5] = max(min(widths[5], width - fixed - widths[0]), 8)
+    lines = [_row(line, widths) for line in table]
+    lines.insert(1, "─" * min(width, max(cells(text) for text in lines)))
+    if len(rows) != 1:
+        lines.insert(-1, lines[1])
+    return "\n".join(lines)
+
+
+def _cells_of(row: DatasetCount) -> tuple[str, ...]:
+    missing = row.events_planned - row.events_counted
+    why = "; ".join(row.reasons) or ("not yet done" if missing else "")
+    return (
+        row.name,
+        f"{row.files:,}",
+        f"{row.events_planned:,}",
+        f"{row.events_counted:,}",
+        f"{missing:,}",
+        why,
+    )
+
+
+def _total(rows: Sequence[DatasetCount]) -> tuple[str, ...]:
+    planned = sum(row.events_planned for row in rows)
+    counted = sum(row.events_counted for row in rows)
+    files = sum(row.files for row in rows)
+    return ("all", f"{files:,}", f"{planned:,}", f"{counted:,}", f"{planned - counted:,}", "")
+
+
+def _row(line: Sequence[str], widths: Sequence[int]) -> str:
+    parts = []
+    for i, (text, width) in enumerate(zip(line, widths, strict=True)):
+        shown = clipped(text, width)
+        gap = " " * (width - cells(shown))
+        parts.append(shown + gap if i in (0, 5) else gap + shown)
+    return "  ".join(parts).rstrip()
+
+
+def summary_text(summary: Summary, width: int | None = None) -> str:
+    """All that is said at the end: the table, what it took, where the outputs are."""
+    width = width or shutil.get_terminal_size((100, 24)).columns
+    counted = sum(row.events_counted for row in summary.rows) - summary.resumed_events
+    facts = [duration(summary.wall)]
+    if summary.wall > 0 and counted > 0:
+        facts.append(f"{amount(counted / summary.wall)} events/s")
+    if summary.cpu:
+        facts.append(f"{duration(summary.cpu)} of CPU time")
+    if summary.bytes_read:
+        facts.append(f"{size(summary.bytes_read)} read")
+    if summary.peak_memory:
+        facts.append(f"{size(summary.peak_memory)} at most on a worker")
+    lines = [summary_table(summary.rows, width), ", ".join(facts)]
+    lines += [f"→ {path}" for path in summary.outputs]
+    return "\n".join(lines)

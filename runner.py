@@ -1,0 +1,200 @@
+"""The command line: arguments → settings → ``executors`` → exit code. Everything else is done elsewhere.
+
+This is one of the two places that catch everything: no traceback of ours ever reaches a user, and whatever
+is printed goes through ``redact``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from executors.errors import ExecutorsError, InterruptedRunError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from executors.command import Command
+    from executors.settings import Resolved
+    from executors.work.report import Outcome
+
+CRASHED = 70  # a bug of ours: none of the documented codes, so that no script resumes for ever
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    _plain_streams()
+    try:
+        return _run(argv)
+    except SystemExit as end:  # argparse after --help
+        _say("", end="")
+        return end.code if isinstance(end.code, int) else 2
+    except KeyboardInterrupt:
+        _complain("interrupted: what was finished is kept, the same command resumes")
+        return InterruptedRunError.exit_code
+    except ExecutorsError as error:
+        _complain(error.message)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the runner's edge: a bug is reported, not shown as a traceback
+        return _crashed(error, argv)
+
+
+def _run(argv: Sequence[str]) -> int:
+    from executors.command import read_command
+
+    command = read_command(argv or ["--help"])
+    if command.verb in ("run", "plan"):
+        return _start(command)
+    outcome = _look(command)
+    _show(outcome, command.values)
+    return outcome.exit_code
+
+
+def _start(command: Command) -> int:
+    from executors.settings import resolve, show_config
+
+    typed = dict(command.values)
+    as_json = typed.pop("as_json", False)
+    resolved = resolve(typed, env=os.environ)
+    settings = resolved.settings
+    if settings.show_config:
+        _say(show_config(resolved), end="")
+        return 0
+    _required(resolved)
+    from executors.running import execute, plan_only
+
+    if settings.dry_run or command.verb == "plan":
+        outcome: Outcome = plan_only(settings)
+        _show(outcome, {"as_json": as_json})
+        return outcome.exit_code
+    from executors.show import Progress
+
+    with Progress(quiet=settings.quiet, level=settings.log_level) as progress:
+        outcome = execute(settings, observer=progress)
+    _show(outcome, {})
+    return outcome.exit_code
+
+
+def _required(resolved: Resolved) -> None:
+    settings = resolved.settings
+    missing = [flag for flag, value in (("--wf", settings.wf), ("--json", settings.json)) if not value]
+    if missing:
+        raise UsageError(f"missing {' and '.join(missing)}: runner.py --wf WF --json FILESET (see --help)")
+
+
+def _look(command: Command) -> Outcome:
+    from executors.running import inspect, merge_dirs, status
+    from executors.values import Spelled, convert
+
+    values = command.values
+    outcome: Outcome
+    if command.verb == "merge":
+        try:
+            allowed = convert(Spelled(values.get("allow_missing", "0")), int)
+        except ValueError as error:
+            raise UsageError(f"--allow-missing {values['allow_missing']}: expected {error}") from None
+        outcome = merge_dirs(
+            [Path(folder) for folder in values["dirs"]],
+            Path(values["output"]) if "output" in values else None,
+            overwrite=values.get("overwrite", False),
+            allow_missing=allowed,
+            postprocess=values.get("postprocess", True),
+        )
+    else:
+        look = status if command.verb == "status" else inspect
+        outcome = _together([look(Path(path)) for path in values["paths"]])
+    return outcome
+
+
+def _together(outcomes: list[Outcome]) -> Outcome:
+    """Several outcomes as one: the worst exit code, all texts."""
+    from executors.work.report import Outcome
+
+    if len(outcomes) == 1:
+        return outcomes[0]
+    text = "\n".join(outcome.text for outcome in outcomes)
+    data = {str(i): outcome.data for i, outcome in enumerate(outcomes)}
+    return Outcome(max(outcome.exit_code for outcome in outcomes), text, data=data)
+
+
+def _show(outcome: Outcome, values: dict[str, Any]) -> None:
+    if values.get("as_json"):
+        import json
+
+        _say(json.dumps(outcome.data, indent=1, default=str))
+        return
+    if outcome.text and not values.get("quiet"):
+        _say(outcome.text)
+    if outcome.summary is not None:
+        from executors.show import summary_text
+
+        _say(summary_text(outcome.summary))
+
+
+def _plain_streams() -> None:
+    """A stream that cannot write a character writes its number; a closed one is replaced by nothing."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _say(text: str, end: str = "\n") -> None:
+    _write("stdout", text + end)
+
+
+def _complain(text: str) -> None:
+    from executors.redact import redact
+
+    text = "".join(char if char == "\n" or char.isprintable() else repr(char)[1:-1] for char in redact(text))
+    _write("stderr", f"runner.py: error: {text}\n")
+
+
+def _write(name: str, text: str) -> None:
+    """Write; whoever stopped listening does not stop the run."""
+    stream = getattr(sys, name)
+    try:
+        stream.write(text)
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            # The interpreter flushes at exit and would complain then.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _crashed(error: Exception, argv: Sequence[str]) -> int:
+    """A bug of ours: one line for the user, the rest in a file."""
+    import tempfile
+    import traceback
+
+    from executors.redact import redact
+
+    said = traceback.format_exception_only(error)[-1].strip()
+    report = (
+        f"runner.py {' '.join(argv)}\nPython {sys.version}\n\n{''.join(traceback.format_exception(error))}"
+    )
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w",
+            prefix="coffea-scaleout-crash-",
+            suffix=".log",
+            delete=False,
+            encoding="utf-8",
+            errors="replace",
+        ) as file:
+            file.write(redact(report))
+        where = f"; details are in {file.name}"
+    except OSError:
+        where = "; details could not be written"
+    _complain(f"unexpected {said} (a bug of this program, not of yours){where}")
+    return CRASHED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
