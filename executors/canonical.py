@@ -1,4 +1,4 @@
-"""A hash of any Python value that is the same in every process: of data, functions, classes and what they use.
+"""A hash of any Python value, the same in every process: data, functions, classes and what they use.
 
 Values count by content, library code by name (its version is counted elsewhere), local code by its module's
 source (``closure``), code without a file by what it compiled to (``code``).
@@ -15,8 +15,11 @@ from typing import Any
 from executors import code
 from executors.closure import Closure, label
 from executors.code import joined
+from executors.redact import redact, secret_name
 
 _ATOMS = (str, int, float, complex, bool, bytes, type(None), type(Ellipsis), type(NotImplemented))
+_SHOWN = (str, int, float, bool, type(None))
+_LONGEST_SHOWN = 40
 _REFUSALS = (
     ArithmeticError,
     AttributeError,
@@ -51,7 +54,7 @@ class Canonical:
     def __init__(self, closure: Closure) -> None:
         self.closure = closure
         self.code: dict[str, str] = {}
-        self.opaque: list[str] = []  # what only its type could be counted of
+        self.opaque: list[str] = []  # of what only type and attributes could be counted
         self._done: dict[int, tuple[Any, bytes]] = {}  # holds the object, so that its id stays its own
         self._active: list[int] = []
         self._walked: set[int] = set()
@@ -77,25 +80,34 @@ class Canonical:
         """The hash as it stands among the parts of a fingerprint."""
         return "#" + self.digest(value).hex()[:24]
 
+    def shown(self, name: str, value: Any) -> str:
+        """The value itself where it is short and plain, so that a change can be told; else its hash."""
+        large = type(value) is int and value.bit_length() > 128
+        text = repr(value) if type(value) in _SHOWN and not large else ""
+        plain = 0 < len(text) <= _LONGEST_SHOWN and text.isprintable() and not secret_name(name)
+        return text if plain and redact(text) == text else self.text(value)
+
     def _compound(self, value: Any) -> bytes:
         kind = type(value)
-        if kind in (list, tuple):
-            return joined(kind.__name__.encode(), *(self.digest(item) for item in value))
-        if kind in (set, frozenset):
-            return joined(b"set", *sorted(self.digest(item) for item in value))
-        if kind in (dict, types.MappingProxyType):
-            return joined(b"dict", *sorted(joined(self.digest(k), self.digest(v)) for k, v in value.items()))
+        if kind in (list, tuple, set, frozenset, dict, types.MappingProxyType):
+            return self._container(value)
+        if isinstance(value, type):
+            return self._class(value)
         if isinstance(value, types.ModuleType):
             self.closure.add(value.__name__)
             return joined(b"module", label(value.__name__).encode())
-        if isinstance(value, type):
-            return self._class(value)
         if kind in _CODE_KINDS:
             return self._callable(value)
         numpy = sys.modules.get("numpy")
-        if numpy is not None and isinstance(value, numpy.ndarray) and kind is numpy.ndarray:
-            return self._array(value)
-        return self._object(value)
+        array = numpy is not None and kind is numpy.ndarray
+        return self._array(value) if array else self._object(value)
+
+    def _container(self, value: Any) -> bytes:
+        if isinstance(value, list | tuple):
+            return joined(type(value).__name__.encode(), *(self.digest(item) for item in value))
+        if isinstance(value, set | frozenset):  # its order depends on the process
+            return joined(b"set", *sorted(self.digest(item) for item in value))
+        return joined(b"dict", *sorted(joined(self.digest(k), self.digest(v)) for k, v in value.items()))
 
     def _array(self, value: Any) -> bytes:
         head = f"{value.dtype.descr if value.dtype.names else value.dtype.str}{value.shape}".encode()
@@ -106,12 +118,6 @@ class Canonical:
     def _callable(self, value: Any) -> bytes:
         if isinstance(value, types.FunctionType):
             return self._function(value)
-        if isinstance(value, types.MethodType):
-            return joined(b"method", self.digest(value.__func__), self.digest(value.__self__))
-        if isinstance(value, staticmethod | classmethod | property):
-            return joined(
-                type(value).__name__.encode(), *(self.digest(part) for part in code.parts_of(value))
-            )
         if isinstance(value, types.CodeType):
             return code.digest(value)
         if isinstance(value, types.CellType):
@@ -119,10 +125,20 @@ class Canonical:
                 return self.digest(value.cell_contents)
             except ValueError:
                 return b"empty cell"
+        if isinstance(value, types.MethodType):
+            parts: tuple[Any, ...] = (value.__func__, value.__self__)
+        elif isinstance(value, staticmethod | classmethod | property):
+            parts = code.parts_of(value)
+        else:
+            return self._builtin(value)
+        return joined(type(value).__name__.encode(), *(self.digest(part) for part in parts))
+
+    def _builtin(self, value: Any) -> bytes:
         owner = getattr(value, "__self__", None)
         bound = b"" if owner is None or isinstance(owner, types.ModuleType) else self.digest(owner)
         home = getattr(value, "__module__", None) or ""
-        self.closure.add(home) if home else None
+        if home:
+            self.closure.add(home)
         return joined(b"builtin", f"{home}.{value.__qualname__}".encode(), bound)
 
     def _function(self, value: types.FunctionType) -> bytes:
@@ -160,11 +176,11 @@ class Canonical:
         ):
             self.digest(value)  # named in its own right
         elif not name.startswith("__"):
-            self._put(f"value {name}", self.digest(value))
+            self._put(f"value {name}", self.shown(name, value))
 
-    def _put(self, name: str, found: bytes) -> None:
-        text, number = "#" + found.hex()[:24], 2
-        key = name
+    def _put(self, name: str, found: str | bytes) -> None:
+        text = found if isinstance(found, str) else "#" + found.hex()[:24]
+        key, number = name, 2
         while self.code.get(key, text) != text:  # two of one name: a cell that was run again
             key, number = f"{name} ({number})", number + 1
         self.code[key] = text
@@ -204,6 +220,8 @@ class Canonical:
         try:
             reducer = copyreg.dispatch_table.get(kind)
             reduced = reducer(value) if reducer is not None else value.__reduce_ex__(4)
+        except RecursionError:
+            raise
         except _REFUSALS:
             return self._unpicklable(value)
         if isinstance(reduced, str):
@@ -222,8 +240,7 @@ class Canonical:
     def _unpicklable(self, value: Any) -> bytes:
         kind = type(value)
         state = getattr(value, "__dict__", None)
-        if not state:
-            self.opaque.append(f"{kind.__module__}.{kind.__qualname__}")
+        self.opaque.append(f"{kind.__module__}.{kind.__qualname__}")
         return joined(b"unpicklable", self._class(kind), self.digest(dict(state) if state else None))
 
 
@@ -246,6 +263,8 @@ _CODE_KINDS = (
 def _atom(value: Any) -> bytes:
     if type(value) is float:
         return joined(b"float", value.hex().encode())  # repr would do, but hex cannot round
+    if type(value) is int:
+        return joined(b"int", f"{value:x}".encode())  # repr refuses numbers of thousands of digits
     if type(value) is bytes:
         return joined(b"bytes", value)
     return joined(type(value).__name__.encode(), repr(value).encode("utf-8", "surrogatepass"))

@@ -29,13 +29,14 @@ _Documented: TypeAlias = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | a
 
 
 class Closure:
-    """Modules reached so far: ``modules`` maps a label to a digest, ``libraries`` names installed packages."""
+    """Modules reached so far: ``modules`` maps labels to digests, ``libraries`` names installed packages."""
 
     def __init__(self) -> None:
         self.modules: dict[str, str] = {}
         self.libraries: set[str] = set()
         self.stale: list[str] = []  # edited since they were imported: memory and disk differ
         self._seen: set[str] = set()
+        self._paths: dict[str, Path | None] = {}
 
     def add(self, name: str) -> bool:
         """Take in a module and all that it imports; whether it is a local one."""
@@ -45,10 +46,10 @@ class Closure:
             if each in self._seen:
                 continue
             self._seen.add(each)
-            path = self._local(each)
+            path = self._paths[each] = self._local(each)
             if path is not None:
                 pending += self._take(each, path)
-        return self._local(name) is not None
+        return self._paths[name] is not None
 
     def _local(self, name: str) -> Path | None:
         """The file of a local module; a library's name is noted."""

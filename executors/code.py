@@ -1,4 +1,4 @@
-"""What compiled Python code means, as a hash: for code without a source file, and to compare memory with disk.
+"""What compiled Python code means, as a hash: for code without a file, and to compare memory with disk.
 
 Line numbers, file names and a function's own docstring are no part of it.
 """
@@ -125,7 +125,7 @@ def changed_since_import(module: ModuleType, source: bytes) -> str | None:
 
 
 def values_from_outside(module: ModuleType, tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Plain values of a module that its functions use and its source does not fix, such as one from the environment."""
+    """Plain values that a module's functions use and its source does not fix, as one from the environment."""
     used, written = _used_in_functions(tree)
     fixed = _literals(tree)
     folder = str(Path(module.__file__).parent) if module.__file__ else "\0"

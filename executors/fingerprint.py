@@ -6,6 +6,7 @@ is imported to find out, coffea least of all.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from executors.canonical import Canonical
 from executors.closure import Closure, label
 from executors.errors import UsageError
-from executors.redact import redact, secret_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -33,8 +33,6 @@ _SHAPING = (
     "vector",
 )
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML", "boost_histogram": "boost-histogram"}
-_SHOWN = (str, int, float, bool, type(None))
-_LONGEST_SHOWN = 40
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def fingerprint(
         closure.add(schema.partition(":")[0])
     try:
         for name, value in (arguments or {}).items():
-            parts[f"argument {name}"] = _shown(name, value, canonical)
+            parts[f"argument {name}"] = canonical.shown(str(name), value)
         parts |= dict(_of_processor(processor, canonical))
     except RecursionError:
         raise UsageError("the processor holds something that is nested too deeply to be identified") from None
@@ -75,7 +73,9 @@ def fingerprint(
     notes = [
         f"module {name} was changed after it was imported; what is in memory runs" for name in closure.stale
     ]
-    notes += [f"of a {kind} only its type is counted" for kind in sorted(set(canonical.opaque))]
+    notes += [
+        f"of a {kind} only its type and attributes are counted" for kind in sorted(set(canonical.opaque))
+    ]
     return Fingerprint(hashlib.blake2b(text.encode(), digest_size=20).hexdigest(), parts, tuple(notes))
 
 
@@ -89,7 +89,7 @@ def _of_processor(processor: Any, canonical: Canonical) -> Iterator[tuple[str, s
         yield "function", canonical.text(inner)
         given = {**{str(i): v for i, v in enumerate(processor.args)}, **processor.keywords}
         for name, value in given.items():
-            yield f"argument {name}", _shown(name, value, canonical)
+            yield f"argument {name}", canonical.shown(str(name), value)
         return
     state = _state(processor)
     if state is None:
@@ -97,7 +97,7 @@ def _of_processor(processor: Any, canonical: Canonical) -> Iterator[tuple[str, s
         return
     yield "class", canonical.text(kind)
     for name, value in state.items():
-        yield f"attribute {name}", _shown(name, value, canonical)
+        yield f"attribute {name}", canonical.shown(str(name), value)
 
 
 def _name(value: Any) -> str:
@@ -107,8 +107,8 @@ def _name(value: Any) -> str:
 def _state(processor: Any) -> dict[str, Any] | None:
     """The attributes of a plain object; None for one that says itself how it is kept."""
     kind = type(processor)
-    plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
-    if not plain or callable(processor) and not hasattr(processor, "process"):
+    own = [getattr(kind, name) is not getattr(object, name) for name in ("__reduce_ex__", "__reduce__")]
+    if any(own) or (callable(processor) and not hasattr(processor, "process")):
         return None
     try:
         state = processor.__getstate__()
@@ -119,24 +119,21 @@ def _state(processor: Any) -> dict[str, Any] | None:
     return {} if state is None else state if isinstance(state, dict) else None
 
 
-def _shown(name: Any, value: Any, canonical: Canonical) -> str:
-    """The value itself where it is short and plain, so that a change can be told in words; else its hash."""
-    text = repr(value)
-    if type(value) in _SHOWN and len(text) <= _LONGEST_SHOWN and text.isprintable():
-        if not secret_name(str(name)) and redact(text) == text:
-            return text
-    return canonical.text(value)
-
-
 def versions(libraries: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
     """Python and each installed package that shapes results: the physics stack, and what the code imports."""
     yield "Python", ".".join(map(str, sys.version_info[:2]))
     names = {_DISTRIBUTIONS.get(name, name) for name in libraries}
     for name in sorted({*_SHAPING, *names}):
-        try:
-            yield name, importlib.metadata.version(name)
-        except (importlib.metadata.PackageNotFoundError, ValueError):
-            continue
+        if (version := _version(name)) is not None:
+            yield name, version
+
+
+@functools.cache
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
 
 
 def changes(old: Mapping[str, str] | Fingerprint, new: Mapping[str, str] | Fingerprint) -> list[str]:

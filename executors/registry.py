@@ -170,6 +170,8 @@ def _require_engine(kind: object, engine: str, where: str) -> None:
         raise EngineError(f"the engine {engine!r} must be a class, but {where} is {kind!r}", engine=engine)
     lacks = [one for one in ("name", "capabilities", "open") if not hasattr(kind, one)]
     if lacks:
-        raise EngineError(f"{where} is not an engine: it has no {' and no '.join(lacks)}", engine=engine)
+        text = f"the engine {engine!r} is not one: {where} has no {' and no '.join(lacks)}"
+        raise EngineError(text, engine=engine)
     if not isinstance(getattr(kind, "capabilities", None), Capabilities):
-        raise EngineError(f"{where} is not an engine: its capabilities are not a Capabilities", engine=engine)
+        text = f"the engine {engine!r} is not one: the capabilities of {where} are not a Capabilities"
+        raise EngineError(text, engine=engine)

@@ -234,7 +234,7 @@ def _work(asked: Asked, plan: Plan) -> Outcome:
         preload=() if inline else ("executors.coffea.analysis",),
     )
     began = time.monotonic()
-    with _signals(asked.stop, force_after=4.0 if inline else None), contextlib.ExitStack() as stack:
+    with _signals(asked.stop, place.stop, 4.0 if inline else None), contextlib.ExitStack() as stack:
         try:
             pool = stack.enter_context(engine.open(site, want))
         except ExecutorsError:
@@ -244,7 +244,7 @@ def _work(asked: Asked, plan: Plan) -> Outcome:
             raise EngineError(
                 f"{settings.executor} could not be opened: {type(error).__name__}: {error}"
             ) from error
-        return _drive(asked, plan, place, pool, Opened(settings.workers, inline, stack.close, began))
+        return _drive(asked, plan, place, pool, Opened(1 if inline else settings.workers, inline, stack.close, began))
 
 
 @dataclass(frozen=True)
@@ -335,8 +335,10 @@ def _selected(plan: Plan, index: tuple[int, ...] | None) -> list[int] | None:
 
 
 @contextlib.contextmanager
-def _signals(stop: threading.Event, force_after: float | None = None) -> Iterator[None]:
-    """Let the first signal stop the run in order, the second one at once."""
+def _signals(
+    stop: threading.Event, flag: Path | None = None, force_after: float | None = None
+) -> Iterator[None]:
+    """Let the first signal stop the run in order, the second one at once; ``flag`` is what workers look for."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -346,6 +348,9 @@ def _signals(stop: threading.Event, force_after: float | None = None) -> Iterato
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        if flag is not None:
+            with contextlib.suppress(OSError):
+                flag.touch()
         if force_after is not None:
             # The task runs in this very thread: give it a while to end, then interrupt it.
             timers.append(threading.Timer(force_after, signal.raise_signal, (number,)))

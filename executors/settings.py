@@ -152,7 +152,7 @@ def _option(key: str, origin: str) -> Option:
 
 def _put(values: dict[str, Any], origins: dict[str, str], found: Option, value: Any, origin: str) -> None:
     given = f"{origin}: {found.name} = {_shown(value)}"
-    where = f"{found.flag} {plain(value)}" if origin == "command line" else given
+    where = f"{found.flag} {_typed_text(value)}" if origin == "command line" else given
     read = _converted(found, value, where)
     if found.table:
         values[found.name] = {**values[found.name], **read}
@@ -160,6 +160,10 @@ def _put(values: dict[str, Any], origins: dict[str, str], found: Option, value: 
     else:
         values[found.name] = read
     origins[found.name] = origin
+
+
+def _typed_text(value: Any) -> str:
+    return " ".join(str(item) for item in value) if isinstance(value, list) else str(plain(value)) or "''"
 
 
 def _shown(value: Any) -> str:

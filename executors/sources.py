@@ -180,9 +180,11 @@ def _by_path(name: str, file: Path) -> ModuleType:
 
 
 def _on_path(folder: Path) -> None:
+    """Let modules of a folder be found, before others as Python does; but never instead of Python's own."""
     text = str(folder)
     if text not in sys.path:
-        sys.path.insert(0, text)
+        hides = any(path.stem in sys.stdlib_module_names for path in folder.glob("*.py"))
+        sys.path.insert(len(sys.path) if hides else 0, text)
 
 
 @contextlib.contextmanager

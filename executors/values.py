@@ -16,7 +16,7 @@ from typing import Any
 
 TRUE = frozenset({"true", "yes", "on", "1"})
 FALSE = frozenset({"false", "no", "off", "0"})
-NOTHING = frozenset({"none", "null", ""})
+NOTHING = frozenset({"none", "null"})
 _SEQUENCES: dict[Any, type] = {
     list: list,
     tuple: tuple,

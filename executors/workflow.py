@@ -9,8 +9,8 @@ The object that a workflow names may be
 - a class with a method ``process``: made with the arguments;
 - a function. Of its parameters without a default, those that ``--wf-arg`` does not give are counted. None
   left: it makes the processor, and is called once, with the arguments. One left: it is itself applied to the
-  events, which take that place (``def analyse(events, cut=20)``). A parameter declared as text, number, path
-  and so on is never the events.
+  events, which are its first parameter (``def analyse(events, cut=20)``). A parameter declared as text, number,
+  path and so on is never the events, and what is declared to return a processor makes one.
 """
 
 from __future__ import annotations
@@ -122,6 +122,8 @@ def _from_function(function: Any, arguments: Mapping[str, Any], spec: str) -> tu
         raise _missing(spec, function, free)
     if not given:
         return function, given
+    if free[0].name != next(iter(inspect.signature(function).parameters)):
+        raise UsageError(f"{spec}: the events must be its first parameter, before {', '.join(given)}")
     return functools.partial(function, **given), given
 
 

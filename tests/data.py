@@ -62,7 +62,10 @@ def write_columns(
             parts = {n: v for n, v in data.items() if n != "nMuon" and not n.startswith("Muon_")}
             if muon:
                 parts["Muon"] = ak.zip(muon)
-            types = {n: v.type if isinstance(v, ak.Array) else v.dtype for n, v in parts.items()}
+            types = {
+                n: v.type if isinstance(v, ak.Array) else np.dtype((v.dtype, v.shape[1:]))
+                for n, v in parts.items()
+            }
             out = file.mktree(
                 treename,
                 types,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from executors.work import notes
 from executors.work.drive import Drive, Terms
 from executors.work.journal import Journal
 from executors.work.merge import MergeTask, merge, total
-from executors.work.model import Kind
+from executors.work.model import Kind, Node
 from executors.work.packed import Packed, Sink
 from executors.work.plan import Plan, PlannedDataset, PlannedFile, Tree
 from executors.work.policy import Limits
@@ -46,6 +50,31 @@ def fake_sum(path: str, start: int, stop: int) -> np.ndarray:
     return np.bincount(events % BINS, minlength=BINS) * weight
 
 
+def rough_sum(path: str, start: int, stop: int) -> np.ndarray:
+    """Numbers whose sum depends on the order in which they are added."""
+    return np.sqrt(fake_sum(path, start, stop) + 0.1 + (start % 97)) / 3
+
+
+def expected(plan: Plan, lost=(), value=fake_sum) -> np.ndarray:
+    """What an undisturbed run gives, added by hand along the tree; without the chunks of ``lost``."""
+    tree, gone = Tree(plan), set(lost)
+
+    def at(node):
+        kids = tree.children(node)
+        if not kids:
+            if node.hi <= node.lo or node in gone:
+                return None
+            file = tree.file(node.split, node.first)
+            return value(file.path, *file.ranges(plan.chunk)[node.lo])
+        left, right = (at(kid) for kid in kids)
+        if left is None or right is None:
+            return left if right is None else right
+        return left + right
+
+    found = at(tree.root) if tree.root is not None else None
+    return np.zeros(BINS) if found is None else found
+
+
 class Garbage(OSError):
     pass
 
@@ -56,6 +85,8 @@ class FakeAnalysis:
 
     faults: dict = field(default_factory=dict)
     runs: Counter = field(default_factory=Counter)
+    value: Callable = fake_sum
+    busy: float = 0.0  # seconds that a chunk takes
 
     @contextlib.contextmanager
     def open(self, dataset, piece):
@@ -88,12 +119,17 @@ class FakeFile:
     def process(self, start, stop):
         self.analysis.runs[self.path, start, stop] += 1
         self.bytes_read += stop - start
+        if self.analysis.busy:
+            time.sleep(self.analysis.busy)
         fault = self.analysis.faults.get((self.path, start))
+        if isinstance(fault, list):
+            # A language of faults: one outcome a run, then all is well.
+            fault = fault.pop(0) if fault else None
         if callable(fault) and not isinstance(fault, type):
             fault(start, stop)
         elif fault is not None:
             raise fault
-        return fake_sum(self.path, start, stop)
+        return self.analysis.value(self.path, start, stop)
 
 
 def make_plan(files=(10, 0, 25, 7), chunk=5, fsize=None, datasets=("a",), fingerprint="f" * 40) -> Plan:
@@ -157,6 +193,7 @@ def drive_to_end(plan, folder, analysis=None, pool=None, **kw):
         drive.resume()
         drive.plan_work()
         drive.run()
+        drive.sum = drive.total(FakeAnalysis().combine)  # as a runner does, while the pool is open
         drive.journal.close()
     return drive
 
@@ -168,3 +205,59 @@ def result(drive) -> np.ndarray:
         return np.zeros(BINS)
     packed, _ = total(shape, drive.store, FakeAnalysis().combine)
     return np.asarray(packed.regions["<f8"])
+
+
+def resumed(plan, folder, analysis=None, **kw):
+    """As a runner begins: what dead ones left is swept, then all that is missing is done."""
+    place = make_place(Path(folder))
+    notes.clear(place.run / "notes")
+    place.store.sweep()
+    return drive_to_end(plan, folder, analysis, **kw)
+
+
+def promise(drive, plan, lost=(), value=fake_sum):
+    """The three assertions: the undisturbed result, every event accounted for, nothing left behind."""
+    packed, events = drive.sum if drive.sum is not None else (pack(np.zeros(BINS)), 0)
+    assert packed.regions["<f8"].tobytes() == expected(plan, lost, value).tobytes()
+    ledger = drive.ledger
+    missing = sum(drive.tree.events(node) for node in lost)
+    assert set(ledger.lost) == set(lost)
+    assert ledger.events_counted == events == ledger.events_planned - missing
+    assert ledger.complete == (not missing)
+    assert sum(row.events_missing for row in ledger.rows()) == missing
+    assert not drive._merging
+    once(drive)
+    nothing_left(drive.place.run)
+
+
+def once(drive):
+    """No chunk lies below two of the nodes that count."""
+    seen = set()
+    for node in drive.coverage.stored:
+        for split, file, lo, hi in drive.tree.pieces(node):
+            for chunk in range(lo, hi):
+                assert (split, file, chunk) not in seen
+                seen.add((split, file, chunk))
+
+
+def nothing_left(folder: Path):
+    """No half-written file, no note of a worker, no thread of a pool."""
+    assert not [p for p in (folder / "store").rglob("*") if p.name.endswith(".tmp")]
+    assert {p.name for p in (folder / "notes").iterdir()} <= {"stop"}
+    assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
+
+
+class WorkerDied(Exception):
+    """What an engine raises for a worker that is gone."""
+
+
+def die(task, place, file, chunk, text=""):
+    """Leave what a worker leaves that dies in a chunk, and raise what its engine raises."""
+    note = place.run / "notes" / f"{task.id[:32]}.host.example.{os.getpid()}"
+    note.write_text(f'{{"file":{file},"chunk":{chunk},"since":1.0}}\n{text}')
+    raise WorkerDied("exit code -9")
+
+
+def chunk_node(split, file, chunk):
+    """The node of one chunk."""
+    return Node(split, file, file + 1, chunk, chunk + 1)

@@ -23,6 +23,11 @@ def _attempt(what: Any, events: Any) -> Any:
         return type(error).__name__, str(error).split("\n")[0]
 
 
+def _pair_mass(events: Any) -> Any:
+    pairs = ak.combinations(events.Muon, 2)
+    return (pairs["0"] + pairs["1"]).mass
+
+
 QUESTIONS: dict[str, Any] = {
     "length": len,
     "fields": lambda e: e.fields,
@@ -39,7 +44,7 @@ QUESTIONS: dict[str, Any] = {
     "muon fields": lambda e: e.Muon.fields,
     "muon mass": lambda e: e.Muon.mass,
     "muon p4 sum": lambda e: ak.sum((e.Muon + e.Muon).mass, axis=1),
-    "pairs": lambda e: (lambda c: (c["0"] + c["1"]).mass)(ak.combinations(e.Muon, 2)),
+    "pairs": _pair_mass,
     "delta r": lambda e: e.Muon.metric_table(e.Muon),
     "nearest": lambda e: e.Muon.nearest(e.Jet).pt,
     "matched gen": lambda e: e.Muon.matched_gen.pdgId,

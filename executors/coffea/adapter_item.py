@@ -159,7 +159,7 @@ def describe(
         message=_text(inner)[:LONGEST_MESSAGE],
         skippable=_skippable(error, kind, step),
         frames=frames(inner),
-        trace="".join(traceback.format_exception(error))[-LONGEST_TRACE:],
+        trace="".join(traceback.format_exception(inner))[-LONGEST_TRACE:],
         links=tuple(_pack_link(link) for link in chain(error)),
         host=socket.gethostname(),
         pid=os.getpid(),

@@ -73,21 +73,20 @@ TRANSIENT = frozenset(
 # Remote readers say everything with one exception type; the text, with the server's number, tells.
 # The first pattern that is found decides.
 REMOTE_TEXT: tuple[tuple[re.Pattern[str], Kind], ...] = (
+    (re.compile(r"(?i)illegal seek|not a ROOT file|expected Chunk of length"), Kind.BAD),
     (
         re.compile(
-            r"(?i)\[3010\]|auth(entication|orization)? failed|permission denied|access denied"
-            r"|unauthorized|forbidden|\b40[13]\b|certificate|credential|(proxy|token) (has )?expired"
+            r"(?i)\[3010\]|auth(entication|orization)? failed|(permission|access) denied|unauthorized|forbidden"
+            r"|certificate|credential|(proxy|token) (has )?expired"
         ),
         Kind.SITE,
     ),
     (re.compile(r"(?i)protocol not known|no module named|please install"), Kind.SITE),
-    (re.compile(r"(?i)illegal seek|not a ROOT file|expected Chunk of length"), Kind.BAD),
+    (re.compile(r"\[(ERROR|FATAL|30\d\d)\]|\b(404|408|429|5\d\d), message="), Kind.PASSING),
     (
-        re.compile(r"(?i)\[ERROR\]|\[FATAL\]|\[30\d\d\]|timed? ?out|expired|\b(404|408|429|5\d\d)\b"),
-        Kind.PASSING,
-    ),
-    (
-        re.compile(r"(?i)connection|disconnected|no such file|not found|unreachable|address|refused|reset"),
+        re.compile(
+            r"(?i)timed? ?out|expired|connect|no such file|not found|unreachable|invalid address|refused|reset"
+        ),
         Kind.PASSING,
     ),
 )
@@ -134,6 +133,8 @@ def classify(error: BaseException, path: str | None = None) -> Kind:
     for link in links:
         if _while_reading(link):
             return _input(list(chain(link)), path)
+    if any(isinstance(link, AnalysisError) for link in links):
+        return Kind.USER
     return Kind.PASSING if any(_number(link) in TRANSIENT for link in links) else Kind.USER
 
 
@@ -147,7 +148,7 @@ def _anywhere(links: list[BaseException]) -> Kind | None:
     for link in links:
         if isinstance(link, InputError):
             return link.kind
-    return Kind.USER if any(isinstance(link, AnalysisError) for link in links) else None
+    return None
 
 
 def frames(error: BaseException, packages: Iterable[str] = ()) -> tuple[str, ...]:
@@ -255,7 +256,9 @@ def _input(links: list[BaseException], path: str | None) -> Kind:
 
 
 def _remote(links: list[BaseException]) -> Kind:
-    text = "\n".join(str(link) for link in links if isinstance(link, OSError | ValueError | RuntimeError))
+    text = "\n".join(str(link) for link in links)
+    # Addresses and paths are not what went wrong, whatever words they are made of.
+    text = re.sub(r"\S*/\S*", "", text)
     for pattern, kind in REMOTE_TEXT:
         if pattern.search(text):
             return kind

@@ -10,8 +10,9 @@ import base64
 import io
 import json
 import pickle
+import struct
 import sys
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import cloudpickle
 import numpy as np
@@ -39,6 +40,7 @@ class _SteadyPickler(pickle._Pickler):  # noqa: SLF001 - the one in Python
     """
 
     dispatch_table = cloudpickle.Pickler.dispatch_table
+    dispatch: ClassVar[dict[Any, Any]] = dict(pickle._Pickler.dispatch)  # noqa: SLF001
 
     def __init__(self, file: Writable) -> None:
         super().__init__(file, protocol=5)
@@ -49,6 +51,14 @@ class _SteadyPickler(pickle._Pickler):  # noqa: SLF001 - the one in Python
         if type(obj) is str:
             obj = self._texts.setdefault(obj, obj)
         super().save(obj, save_persistent_id)  # type: ignore[misc]
+
+    def save_picklebuffer(self, obj: pickle.PickleBuffer) -> None:
+        # As the usual one, but a large array is written from where it is, not copied and kept.
+        with obj.raw() as view:
+            code = pickle.BINBYTES8 if view.readonly else pickle.BYTEARRAY8
+            self._write_large_bytes(code + struct.pack("<Q", view.nbytes), view)  # type: ignore[attr-defined]
+
+    dispatch[pickle.PickleBuffer] = save_picklebuffer
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, (set, frozenset)) and type(obj).__reduce__ in _SET_REDUCE:
@@ -81,7 +91,7 @@ def simple_dtype(dtype: np.dtype[Any]) -> bool:
     """Whether a type is all in its ``str``, and its values all in their bytes."""
     if dtype.char in "gG":  # long doubles: some of their bytes are padding, and hold anything
         return False
-    plain = dtype.names is None and dtype.subdtype is None and not dtype.metadata
+    plain = dtype.names is None and dtype.subdtype is None and not dtype.metadata and dtype.itemsize > 0
     return plain and dtype.kind in "biufcmMSUV"
 
 
@@ -116,7 +126,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(form: Any) -> Any:
-    """The inverse of ``encode``. Equal strings become one object, so that pickles of it are equal too."""
+    """The inverse of ``encode``. Equal strings become one object: keys and names recur by the hundred."""
     if type(form) is str:
         return sys.intern(form)
     return _DECODERS[form[0]](*form[1:]) if type(form) is list else form

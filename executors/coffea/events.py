@@ -6,6 +6,7 @@ Opening refuses a file that is not the planned one. No processor is called here 
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,9 @@ class Input:
     def events(self, start: int, stop: int) -> Any:
         """The events of entries ``start`` to ``stop``; columns are read when they are used."""
         piece = self._piece
+        if not 0 <= start <= stop <= piece.entries:
+            text = f"{piece.path}: it has no entries {start} to {stop}: there are {piece.entries}"
+            raise ChangedFileError(text, path=piece.path)
         uuid = self._tree.file.hex_uuid
         metadata = {
             "dataset": self._about["dataset"],
@@ -103,7 +107,8 @@ class Input:
             "entrystart": start,
             "entrystop": stop,
             "fileuuid": uuid,
-            **self._about["metadata"],
+            # A copy: what one chunk does to it must not be seen by the next.
+            **copy.deepcopy(self._about["metadata"]),
         }
         if self._template is not None:
             return self._template.events(self._file, self._tree, start, stop, metadata)

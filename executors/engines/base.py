@@ -49,12 +49,12 @@ class Resources:
     preload: tuple[str, ...] = ()  # modules imported once and shared by the workers, where the engine can
 
 
-class WorkerDied(ExecutorsError):  # noqa: N818 - a worker's end is the event; the class name is what policies read
+class WorkerDied(ExecutorsError):  # noqa: N818 - policies read the name
     """The worker that ran a task is gone; its text and attributes say how it ended."""
 
     @classmethod
     def of(cls, why: str, exitcode: int | None = None, peak: int = 0) -> WorkerDied:
-        """The error for one death: why ("signal", "exit", "memory", "stopped", ...), exit code, peak bytes."""
+        """The error for one death: why ("signal", "exit", "memory", ...), exit code, peak bytes."""
         parts = [f"the worker died: {why}"]
         if exitcode is not None:
             parts.append(f"signal {-exitcode}" if exitcode < 0 else f"exit code {exitcode}")
@@ -92,7 +92,7 @@ class RemoteTraceback(Exception):  # noqa: N818 - it is a traceback, carried as 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Opens a site and hands back a ``concurrent.futures.Executor``; knows nothing of chunks, never retries."""
+    """Opens a site and hands back a ``concurrent.futures.Executor``; it never retries."""
 
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]

@@ -139,10 +139,11 @@ def rebuild_outcome(outcome: bytes | bytearray) -> BaseException:
 
 
 def trim_log(fd: int = 1, limit: int = LOG_LIMIT) -> None:
-    """Cut this process' log when it is larger than the limit; does nothing to a terminal or a pipe."""
-    with suppress(OSError, ValueError):
+    """Write out what a task printed, and cut the log when it is larger than the limit; a pipe has no size."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
         if os.fstat(fd).st_size > limit:
-            sys.stdout.flush()
             os.ftruncate(fd, limit // 2)
             os.write(fd, b"\n[the log was too long and was cut here]\n")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 import threading
 import uuid
 from pathlib import Path
@@ -165,6 +166,7 @@ def work(sock: socket.socket) -> None:
 
 
 async def _work(sock: socket.socket, setup: dict[str, Any]) -> None:
+    path = list(sys.path)
     async with _Worker(
         setup["scheduler"],
         host=LOOPBACK,
@@ -176,5 +178,6 @@ async def _work(sock: socket.socket, setup: dict[str, Any]) -> None:
         dashboard=False,
         death_timeout=60,
     ) as worker:
+        sys.path[:] = path  # Dask puts the worker's folder first
         send(sock, READY, worker.address.encode())
         await worker.finished()

@@ -67,6 +67,12 @@ class Host:
             if self._child is not None:
                 self._child.sock.sendall(HEADER.pack(KILL, index))
 
+    def close(self) -> None:
+        """Let go of the host's socket; the nursery ends the host."""
+        with self._lock:
+            if self._child is not None:
+                self._child.sock.close()
+
     def _start(self) -> Child:
         if self._child is not None:
             self._child.sock.close()

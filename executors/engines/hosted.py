@@ -34,6 +34,7 @@ def open_hosted(name: str, target: str, site: SiteProfile, want: Resources) -> I
             yield pool
         finally:
             pool.close()
+            host.close()
 
 
 def _setup(places: Places, want: Resources) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class Nursery:
         return self._process.pid
 
     def spawn(self, target: str, log: str) -> Child:
-        """Fork a child that calls ``module:function`` with its end of a new socket; returns before it runs."""
+        """Fork a child that calls ``module:function`` with its end of a new socket."""
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
             self._tickets += 1

@@ -161,7 +161,7 @@ class _Watch:
         self._odd_since: float | None = None
 
     def look(self, pid: int | None) -> None:
-        """Return if waiting makes sense; kills a stopped worker, raises for a dead one, ends a stuck Parsl."""
+        """Return if waiting makes sense; kill a stopped worker, raise for a dead one, end a stuck Parsl."""
         now = time.monotonic()
         if pid is None:
             if now > self._limit:

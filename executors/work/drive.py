@@ -6,6 +6,7 @@ execution, exactly-once accounting: a receipt is a claim, an object in the store
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import queue
@@ -14,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from executors.errors import DamagedError, EngineError
-from executors.work import coverage, notes, policy, tree
+from executors.work import answers, coverage, notes, policy, tree
+from executors.work.answers import receipt_of
 from executors.work.coverage import Coverage
 from executors.work.ledger import Ledger
 from executors.work.merge import DamagedPartError, MergeTask, load, merge, total
-from executors.work.model import Failure, Kind, Node, Part, Receipt, Task
+from executors.work.model import Failure, Kind, Node, Task
 from executors.work.policy import Action
 from executors.work.worker import SITE_ERRORS, Place
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from executors.work.journal import Journal
     from executors.work.merge import Combine
+    from executors.work.model import Part, Receipt
     from executors.work.packed import Packed
     from executors.work.plan import Tree
     from executors.work.report import Observer
@@ -97,6 +100,7 @@ class Drive:
         self._later: list[tuple[float, int, Node]] = []
         self._order = itertools.count()
         self._inflight: dict[Future[Receipt], Assignment] = {}
+        self._overdue: dict[Future[Receipt], Assignment] = {}  # handed out again; may still bring a result
         self._answers: queue.SimpleQueue[Future[Receipt]] = queue.SimpleQueue()
         self._merging: dict[Node, MergeTask] = {}
         self._silent_failures = 0  # answers in a row that were no receipts
@@ -200,7 +204,9 @@ class Drive:
 
     def _drain(self) -> None:
         """Stop handing out; keep what running tasks still bring in a short time."""
-        for future in list(self._inflight):
+        with contextlib.suppress(OSError):
+            self.place.stop.touch()
+        for future in (*self._inflight, *self._overdue):
             if future.cancel():
                 self._inflight.pop(future, None)
         until = time.monotonic() + self.terms.grace
@@ -281,21 +287,19 @@ class Drive:
         self._tell()
 
     def _answered(self, future: Future[Receipt]) -> None:
-        assignment = self._inflight.pop(future, None)
+        overdue = self._overdue.pop(future, None)
+        assignment = overdue or self._inflight.pop(future, None)
         if assignment is None:
             return
         error = None if future.cancelled() else future.exception()
-        receipt = None if future.cancelled() or error is not None else future.result()
+        answer = None if future.cancelled() or error is not None else future.result()
         task = assignment.task
+        receipt = receipt_of(answer, task.id)
         if isinstance(task, MergeTask):
-            self._accept_merge(task, receipt, error)
-        elif (
-            isinstance(receipt, Receipt)
-            and receipt.task == task.id
-            and self._accept(task, assignment, receipt)
-        ):
+            self._accept_merge(task, receipt, error, overdue=overdue is not None)
+        elif receipt is not None and self._accept(task, assignment, receipt):
             self._silent_failures = 0
-        else:
+        elif overdue is None:
             self._no_receipt(task, assignment, error)
 
     # -- answers -----------------------------------------------------------------------------------
@@ -335,7 +339,7 @@ class Drive:
 
     def _verified(self, task: Task, part: Part) -> bool:
         """Whether a part is what the plan says it must be, and really is in the store."""
-        if not isinstance(part, Part) or not tree.contains(task.node, part.node):
+        if not tree.contains(task.node, part.node):
             return False
         if part.id != tree.id_within(part.node, task.slices) or part.entries != self.tree.events(part.node):
             return False
@@ -392,13 +396,13 @@ class Drive:
             return
         words = notes.collect(self.place.run / "notes", task.id) if self.place.shared else None
         self.journal.write(
-            "lost", task=task.id[:16], node=task.node, error=repr(error)[:500], blamed=bool(words)
+            "lost", task=task.id[:16], node=task.node, error=_said(error), blamed=bool(words)
         )
         self._silent_failures += 1
         if self._silent_failures > max(20, 4 * self.terms.slots):
             raise EngineError(
                 f"{self._silent_failures} tasks in a row came back without a result; the last one: "
-                f"{type(error).__name__ if error else 'no valid receipt'}: {error or ''}"
+                f"{_said(error)}"
             ) from error
         if words is not None and self._of_task(task, failure := self._blamed(task, words, error)):
             self._silent_failures = 0
@@ -416,9 +420,9 @@ class Drive:
             self._stack.extend(reversed(kids))
             return
         piece = task.slices[0]
-        if kind is Kind.MEMORY or not self.place.shared or count > policy.Limits().lost * 4:
-            text = str(error)[:500] if error is not None else "the engine never gave a valid answer"
+        if kind is Kind.MEMORY or not self.place.shared or count > self.terms.limits.lost * 4:
             name = type(error).__name__ if error is not None else "NoReceipt"
+            text = answers.words(error)[:500] or "the engine never gave a valid answer"
             self._failed(task, Failure(piece.index, piece.lo, piece.path, piece.ranges[0], kind, name, text))
         else:
             self._stack.append(task.node)
@@ -433,7 +437,7 @@ class Drive:
         what = (
             "the chunk's time limit ran out"
             if kind is Kind.TIMEOUT
-            else f"the worker died: {str(error)[:500]}"
+            else f"the worker died: {answers.words(error)[:500]}"
         )
         return Failure(
             file=words.file,
@@ -544,18 +548,29 @@ class Drive:
             self.on_split(node.split)
 
     def _accept_merge(
-        self, task: MergeTask, receipt: Receipt | None, error: BaseException | None = None
+        self,
+        task: MergeTask,
+        receipt: Receipt | None,
+        error: BaseException | None = None,
+        *,
+        overdue: bool = False,
     ) -> None:
-        self._merging.pop(task.node, None)
-        part = receipt.parts[0] if isinstance(receipt, Receipt) and receipt.parts else None
+        if self._merging.get(task.node) is not task:
+            return  # a copy of it was quicker
+        part = receipt.parts[0] if receipt is not None and receipt.parts else None
         good = part is not None and part.node == task.node and part.entries == self.tree.events(task.node)
-        if good and self._stored(task.node, task.id, part.digest if part else None):
+        good = good and self._stored(task.node, task.id, part.digest if part else None)
+        if overdue and not good:
+            return  # its copy is still to answer
+        del self._merging[task.node]
+        if good:
             self._merged(task)
             return
-        if isinstance(receipt, Receipt) and (damaged := receipt.extra.get("damaged")):
+        damaged = receipt.extra.get("damaged") if receipt is not None else None
+        if damaged and (damaged[0], damaged[1]) in coverage.leaves(task.shape):
             self._lost_part(*damaged)
             return
-        if isinstance(receipt, Receipt) and (put_error := receipt.extra.get("put_error")):
+        if receipt is not None and (put_error := receipt.extra.get("put_error")):
             if put_error[0] in SITE_ERRORS:
                 self._halt(
                     Kind.SITE, f"merged results cannot be stored: {put_error[1]}", "OSError", receipt.host
@@ -566,16 +581,23 @@ class Drive:
 
     def _merge_failed(self, task: MergeTask, error: BaseException | None) -> None:
         count = self._merge_failures[task.node] = self._merge_failures.get(task.node, 0) + 1
-        self.journal.write("merge failed", node=task.node, error=repr(error)[:500], count=count)
+        self.journal.write("merge failed", node=task.node, error=_said(error), count=count)
         if error is not None and getattr(error, "exit_code", None) == 1:
-            self._halt(Kind.USER, str(error), type(error).__name__)
+            self._halt(Kind.USER, answers.words(error), type(error).__name__)
         elif count > self.terms.limits.retries:
-            raise EngineError(f"merging failed {count} times; the last time: {error!r}") from error
+            raise EngineError(f"merging failed {count} times; the last time: {_said(error)}") from error
         elif not self._stopping():
             self._consider_merge(next(iter(coverage.leaves(task.shape)))[0])
 
     def _merged(self, task: MergeTask) -> None:
-        for node, identity in self.coverage.replace(task.node, task.id):
+        partly = self.coverage.done(task.node) < self.coverage.size(task.node)
+        replaced = self.coverage.replace(task.node, task.id)
+        if partly and task.node in self.coverage.stored:
+            # A part of it was found damaged meanwhile; this sum was made before, and has it.
+            for node, _ in replaced:
+                self.ledger.counted(node, -1)
+            self.ledger.counted(task.node, +1)
+        for node, identity in replaced:
             if not self._kept_split(node, known=True):
                 self.store.drop(node, identity)
         self.journal.write("merge", node=task.node)
@@ -603,25 +625,30 @@ class Drive:
     # -- late and told -----------------------------------------------------------------------------
 
     def _reissue_late(self) -> None:
-        """When nothing else is to be done, hand out again what an engine seems to have lost."""
-        if self._stack or self._later or self._stopping():
+        """When nothing else can be handed out, hand out again what an engine seems to have lost.
+
+        What is overdue takes no room: or an engine that loses as much as it has room for stops the run.
+        """
+        if self._stopping() or ((self._stack or self._later) and self._has_room()):
             return
         now = time.monotonic()
         for future, assignment in list(self._inflight.items()):
-            if now - assignment.since < self._patience(assignment):
+            waited = now - assignment.since
+            if waited < self._patience(assignment):
                 continue
-            if assignment.reissued >= self.terms.reissues:
-                self._inflight.pop(future)
-                if isinstance(assignment.task, Task):
-                    self._no_receipt(assignment.task, assignment, None)
-                else:
-                    self._merging.pop(assignment.task.node, None)
-                    self._merge_failed(assignment.task, None)
-                return
-            assignment.since, waited = now, now - assignment.since
-            assignment.reissued += 1
+            self._overdue[future] = self._inflight.pop(future)
             self.journal.write("late", node=assignment.task.node, waited=round(waited, 1))
-            self._submit(assignment.task, assignment.chunks, assignment.reissued)
+            if assignment.reissued < self.terms.reissues:
+                self._submit(assignment.task, assignment.chunks, assignment.reissued + 1)
+            elif isinstance(assignment.task, Task):
+                self._no_receipt(assignment.task, assignment, None)
+            else:
+                self._merging.pop(assignment.task.node, None)
+                self._merge_failed(assignment.task, None)
+
+    def _has_room(self) -> bool:
+        # Before the first answer the pool may still wait for its machines: that is not being late.
+        return not self._per_chunk or len(self._inflight) < self._window()
 
     def _patience(self, assignment: Assignment) -> float:
         return max(self.terms.patience, 20 * self._per_chunk * max(1, assignment.chunks))
@@ -630,6 +657,10 @@ class Drive:
         snapshot = self.ledger.snapshot(len(self._inflight), force=force)
         if snapshot is not None:
             self.observer.progressed(snapshot)
+
+
+def _said(error: BaseException | None) -> str:
+    return "no valid receipt" if error is None else f"{type(error).__name__}: {answers.words(error)[:500]}"
 
 
 def merge_here(place: Place, analysis: Any) -> Call:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+LONGEST = 1 << 20
+
+
 class Journal:
     """Appends lines to a file, flushed in groups. A disk that refuses is said once, never fatal."""
 
@@ -25,6 +28,9 @@ class Journal:
         self._flushed = 0.0
         try:
             self._file = path.open("ab", buffering=1 << 16)
+            if self._file.tell():
+                # The last line may be torn: it must not take the next one along.
+                self._file.write(b"\n")
         except OSError as error:
             self.failed = error
 
@@ -69,10 +75,21 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     except OSError:
         return
     with file:
-        for line in file:
+        for line in _lines(file):
             checksum, _, body = line.rstrip(b"\n").partition(b" ")
             try:
                 if int(checksum, 16) == zlib.crc32(body):
                     yield json.loads(body)
             except ValueError:
                 continue
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    while True:
+        try:
+            line = file.readline(LONGEST)
+        except OSError:
+            return
+        if not line:
+            return
+        yield line

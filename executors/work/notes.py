@@ -13,6 +13,8 @@ from executors.work.model import Kind
 if TYPE_CHECKING:
     from pathlib import Path
 
+# What is not the user's in a dump of all threads: the standard library, packages, this project.
+_NOT_USER = re.compile(r"/lib/python3\.\d+/|/executors/(work|coffea|engines|jobs)")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.+)')
 
 
@@ -49,14 +51,16 @@ def _read(text: str, name: str) -> LastWords | None:
     except (ValueError, KeyError, TypeError):
         return None
     timeout = "Timeout (" in rest
-    frames = tuple(f"{m['file']}:{m['line']} in {m['name']}" for m in _FRAME.finditer(rest))
+    every = [m.groupdict() for m in _FRAME.finditer(rest)]
+    own = [m for m in every if not _NOT_USER.search(m["file"])]
+    frames = tuple(f"{m['file']}:{m['line']} in {m['name']}" for m in own or every)
     return LastWords(
         file,
         chunk,
         Kind.TIMEOUT if timeout else Kind.LOST,
         host,
         int(pid) if pid.isdecimal() else 0,
-        frames[::-1][-12:],
+        frames[:12][::-1],
     )
 
 

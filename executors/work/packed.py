@@ -190,7 +190,7 @@ class Sink:
     __slots__ = ("_blobs", "_cells")
 
     def __init__(self) -> None:
-        self._cells: dict[str, list[Array]] = {}
+        self._cells: dict[str, list[Array | tuple[Array, Array]]] = {}
         self._blobs: list[bytes] = []
 
     def put(self, name: str, array: Array) -> list[Any]:
@@ -198,6 +198,11 @@ class Sink:
         if array.size:
             self._cells.setdefault(name, []).append(array)
         return [name, array.size]
+
+    def put_sum(self, name: str, left: Array, right: Array) -> None:
+        """Queue the sum of two runs of cells of a numpy type; it is made in place, by ``finish``."""
+        if left.size:
+            self._cells.setdefault(name, []).append((left, right))
 
     def put_blob(self, blob: bytes) -> list[Any]:
         """Queue a blob."""
@@ -212,12 +217,18 @@ class Sink:
         return Packed(head + b"\n" + body, regions, tuple(self._blobs))
 
 
-def _joined(name: str, arrays: list[Array]) -> Array:
-    whole = np.empty(sum(array.size for array in arrays), region_dtype(name))
+def _joined(name: str, queued: list[Array | tuple[Array, Array]]) -> Array:
+    pairs = [item if isinstance(item, tuple) else (item, None) for item in queued]
+    whole = np.empty(sum(array.size for array, _ in pairs), region_dtype(name))
     at = 0
-    for array in arrays:
-        # Assigned by shape, so that strided and transposed arrays need no copy in between.
-        whole[at : at + array.size].reshape(array.shape)[...] = array
+    for array, other in pairs:
+        # By shape, so that strided and transposed arrays need no copy in between.
+        cells = whole[at : at + array.size].reshape(array.shape)
+        if other is None:
+            cells[...] = array
+        else:
+            with np.errstate(all="ignore"):
+                np.add(array, other, out=cells)
         at += array.size
     return whole
 

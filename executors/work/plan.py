@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from executors.errors import DamagedError, PlanChangedError
 from executors.work import tree
 from executors.work.model import FileSlice, Node, Range, Task
-from executors.work.store import write_whole
+from executors.work.store import sweep, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -118,6 +118,7 @@ class Plan:
         """Write the plan, whole or not at all, with a checksum of its own."""
         body = json.dumps(asdict(self), separators=(",", ":"), sort_keys=True)
         head = {"version": VERSION, "digest": hashlib.blake2b(body.encode(), digest_size=20).hexdigest()}
+        sweep(path.parent, path.name)
         write_whole(path, [json.dumps(head).encode(), b"\n", body.encode(), b"\n"])
 
     @classmethod

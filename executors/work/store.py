@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -34,6 +35,10 @@ PROLOGUE = struct.Struct("<8sQ20s")
 BLOCK = 1 << 20
 LEVEL = 1
 SUFFIX = ".part"
+TEMPORARY = ".tmp"
+NO_FILE = frozenset(  # an object is not there or cannot be had back; all else says that something is short
+    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ESPIPE, errno.EIO}
+)
 
 
 class Stamp(NamedTuple):
@@ -97,8 +102,8 @@ def fsync_folder(folder: Path) -> None:
 
 def write_whole(path: Path, pieces: Sequence[bytes | memoryview]) -> int:
     """Write a file so that its name shows nothing or the whole of it; return its size."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.tmp")
+    _make_folder(path.parent)
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}{TEMPORARY}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         try:
@@ -113,6 +118,21 @@ def write_whole(path: Path, pieces: Sequence[bytes | memoryview]) -> int:
         raise
     fsync_folder(path.parent)
     return size
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    # A durable file in a folder that a power cut takes away is none.
+    fsync_folder(folder.parent)
+
+
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove what interrupted writes have left in a folder; those of one file's name, or all."""
+    for path in folder.glob(f".{glob.escape(name[:40])}*{TEMPORARY}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _write_all(fd: int, data: bytes | memoryview) -> int:
@@ -163,18 +183,22 @@ def read_header(fd: int, name: str) -> Header:
         head += os.pread(fd, length - len(head), PROLOGUE.size + len(head))
     if _digest(head, 20) != digest:
         raise DamagedError(f"{name}: its header does not match its checksum", name=name)
-    content = json.loads(head)
     offset = PROLOGUE.size + length
     sections = []
-    for section, rows in content["sections"]:
-        blocks = []
-        for stored, raw, checksum in rows:
-            blocks.append(Block(offset, stored, raw, bytes.fromhex(checksum)))
-            offset += stored
-        sections.append((section, tuple(blocks)))
+    try:
+        content = json.loads(head)
+        about = dict(content["about"])
+        for section, rows in content["sections"]:
+            blocks = []
+            for stored, raw, checksum in rows:
+                blocks.append(Block(offset, stored, raw, bytes.fromhex(checksum)))
+                offset += stored
+            sections.append((section, tuple(blocks)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"{name}: not an object of this program", name=name) from error
     if offset != size:
         raise DamagedError(f"{name}: {size} bytes long where {offset} were written", name=name)
-    return Header(content["about"], tuple(sections), Stamp(digest.hex(), size))
+    return Header(about, tuple(sections), Stamp(digest.hex(), size))
 
 
 def read_block(fd: int, block: Block, name: str) -> bytes:
@@ -227,15 +251,22 @@ class Store:
     def scan(self) -> Iterator[tuple[Node, str]]:
         """Every object's node and identity, by name only: nothing is opened."""
         for folder in sorted(self._folders()):
-            for entry in os.scandir(self.root / folder):
-                parsed = parse_name(f"{folder}/{entry.name}")
+            for entry in sorted(os.listdir(self.root / folder)):  # noqa: PTH208 - names, not paths
+                parsed = parse_name(f"{folder}/{entry}")
                 if parsed is not None:
                     yield parsed
 
     def drop(self, node: Node, identity: str) -> None:
         """Remove an object that is no longer needed; not being there is fine."""
-        with contextlib.suppress(FileNotFoundError):
-            self.path(node, identity).unlink()
+        path = self.path(node, identity)
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return
+        except OSError:
+            if not path.is_dir():
+                raise
+            self.set_aside(node, identity)
 
     def set_aside(self, node: Node, identity: str) -> None:
         """Move a damaged object out of the way, kept for whoever wants to look at it."""
@@ -248,14 +279,11 @@ class Store:
     def sweep(self) -> None:
         """Remove what interrupted writes have left."""
         for folder in self._folders():
-            for entry in os.scandir(self.root / folder):
-                if entry.name.endswith(".tmp"):
-                    with contextlib.suppress(OSError):
-                        os.unlink(entry.path)  # noqa: PTH108 - entry.path is a string
+            sweep(self.root / folder)
 
     def _folders(self) -> list[str]:
         try:
-            return [e.name for e in os.scandir(self.root) if e.name.isdecimal()]
+            return [e.name for e in os.scandir(self.root) if e.name.isdecimal() and e.is_dir()]
         except FileNotFoundError:
             return []
 
@@ -263,19 +291,37 @@ class Store:
     def _open(self, node: Node, identity: str) -> Iterator[int]:
         path = self.path(node, identity)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = _open_again(path)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
         except OSError as error:
-            raise DamagedError(f"{path.name}: cannot be opened ({error.strerror})", name=path.name) from error
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+            if error.errno in NO_FILE:
+                raise DamagedError(
+                    f"{path.name}: cannot be read ({error.strerror})", name=path.name
+                ) from error
+            raise
 
     @staticmethod
     def _header(fd: int, node: Node, identity: str) -> Header:
         header = read_header(fd, object_name(node, identity))
         _check_identity(header, node, identity)
         return header
+
+
+def _open_again(path: Path) -> int:
+    # Not blocking: in the place of an object there may be a pipe that nobody writes to.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        # A network file system remembers for a while what was not there; opening the folder asks anew.
+        os.close(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY))
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+    return os.open(path, flags)
 
 
 def _check_identity(header: Header, node: Node, identity: str) -> None:

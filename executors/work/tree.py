@@ -93,7 +93,10 @@ def path_to(root: Node, target: Node, counts: Counts) -> Iterator[Node]:
         yield node
         if node == target:
             return
-        node = next((kid for kid in children(node, counts) if contains(kid, target)), target)
+        below = next((kid for kid in children(node, counts) if contains(kid, target)), None)
+        if below is None:
+            return  # a range that is no node of this tree
+        node = below
 
 
 def node_id(parts: Iterable[tuple[str, Sequence[Range]]]) -> str:

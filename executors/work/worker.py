@@ -20,6 +20,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from executors.work import memory, tree
+from executors.work.answers import words
 from executors.work.model import ChunkRecord, Failure, FileSlice, Kind, Node, Part, Receipt
 from executors.work.plan import equal_parts
 from executors.work.store import Store, frame
@@ -49,6 +50,11 @@ class Place:
     def store(self) -> Store:
         """The run's store."""
         return Store(self.run / "store")
+
+    @property
+    def stop(self) -> Path:
+        """A file whose presence asks workers to end their task after the present chunk."""
+        return self.run / "notes" / "stop"
 
 
 class Held(NamedTuple):
@@ -282,7 +288,9 @@ class _Work:
         return total(0, len(pieces))
 
     def _hopeless(self) -> bool:
-        """Whether going on only repeats the user's mistake: the rest is left out and handed out again."""
+        """Whether to leave the rest undone: it only repeats the user's mistake, or the run is stopping."""
+        if self.place.shared and self.place.stop.exists():
+            return True
         return sum(f.kind in (Kind.USER, Kind.SITE) for f in self.failures) >= USER_FAILURES_A_TASK
 
     def _file(self, piece: FileSlice) -> OpenFile:
@@ -309,7 +317,7 @@ class _Work:
                 range=span,
                 kind=Kind.TIMEOUT if isinstance(error, TimeLimitError) else self.analysis.classify(error),
                 error=type(error).__name__,
-                message=str(error)[:2000],
+                message=words(error),
                 frames=self.analysis.frames(error),
                 host=socket.gethostname(),
                 pid=os.getpid(),

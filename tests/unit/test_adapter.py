@@ -291,12 +291,16 @@ def test_no_retries_means_none(tmp_path):
 
 
 def test_a_bug_on_the_first_event_costs_a_handful(tmp_path):
-    function = partial(failing, tmp_path, bad=set(range(500)), times=9, error=ZeroDivisionError("oh"))
+    def function(item):
+        counted(tmp_path, item)
+        time.sleep(0.1)
+        raise ZeroDivisionError("oh")
+
     executor = made(workers=8)
     with pytest.raises(AnalysisError, match="the rest was not run") as caught:
         executor(range(500), function, None)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    assert sum(runs(tmp_path, i) for i in range(500)) <= adapter_drive.CANARIES
+    assert len(list(tmp_path.iterdir())) <= adapter_drive.CANARIES
     assert executor.report.not_run >= 495
 
 
@@ -304,7 +308,7 @@ def test_a_bug_on_some_items_stops_at_the_third(tmp_path):
     function = partial(failing, tmp_path, bad=set(range(20, 500)), times=9, error=ZeroDivisionError("oh"))
     out, error = made(window=4)(range(500), function, None)
     assert isinstance(error, AnalysisError)
-    assert set(range(20)) <= set(out["items"])
+    assert len(set(range(20)) & set(out["items"])) >= 20 - 4  # but what was still running
     assert sum(runs(tmp_path, i) for i in range(500)) <= 20 + 3 + 4
     assert all(runs(tmp_path, i) <= 1 for i in range(500))
 
@@ -515,16 +519,21 @@ def test_an_environment_that_differs_is_not_taken_for_a_dead_worker():
 
 
 class Liar(THREADS):
-    """Now and then answers with the result of another item, twice, or of another call."""
+    """Now and then does another item than was asked, or one of an earlier call."""
+
+    def __init__(self, max_workers):
+        super().__init__(max_workers)
+        self.calls = []
 
     def submit(self, fn, *args):
-        if random.random() < 0.3:
-            args = (*args[:2], *random.choice([("old", args[3]), (args[2], args[3] + 1)]), args[4])
-        return super().submit(fn, *args)
+        self.calls.append(args)
+        return super().submit(fn, *(random.choice(self.calls) if random.random() < 0.3 else args))
 
 
 def test_an_answer_for_another_item_is_not_accepted():
-    out, error = made(Liar)(range(300), one, None)
+    with made(Liar) as executor:
+        executor(range(300, 400), one, None)
+        out, error = executor(range(300), one, None)
     assert (error, out["items"]) == (0, list(range(300)))
 
 

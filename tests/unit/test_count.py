@@ -171,7 +171,9 @@ def test_time_out_is_an_integer() -> None:
 
 
 @RNTUPLE
-def test_damage_anywhere_in_the_headers_never_gives_a_wrong_count_of_a_tuple(tmp_path: Path, rntuple: bool) -> None:
+def test_damage_anywhere_in_the_headers_never_gives_a_wrong_count_of_a_tuple(
+    tmp_path: Path, rntuple: bool
+) -> None:
     """A flipped byte in the record that is counted from: an error, or the right number."""
     path = write_events(tmp_path / "a.root", 321, cluster=100, rntuple=rntuple)
     good = path.read_bytes()

@@ -33,7 +33,8 @@ from coffea.processor import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from executors.coffea.pack import combine, pack, place, unpack
+from executors.coffea.pack import combine, pack, unpack
+from executors.coffea.places import place
 from executors.errors import AnalysisError, DamagedError
 from executors.work.packed import EMPTY, Packed, same_shape
 
@@ -173,6 +174,13 @@ class Own(dict):
     """A mapping of the user's without anything of its own."""
 
 
+class Longest(dict):
+    """A mapping with its own idea of a sum."""
+
+    def __add__(self, other):
+        return max(self, other, key=len)
+
+
 class Sized(dict):
     """A mapping of the user's with something of its own."""
 
@@ -230,7 +238,7 @@ LEAVES = {
     "bool and int": (True, 5),
     "complex": (1 + 2j, -0.5j),
     "big int": (2**63 - 1, 1),
-    "bigger int": (-(2**70), 2**6000),
+    "bigger int": (-(2**70), 2**20_000),
     "back to small": (2**63, -5),
     "str": ("2022", "2022"),
     "odd str": ('\ud800\0µ"', "\n"),
@@ -284,6 +292,10 @@ LEAVES = {
         defaultdict_accumulator(float, a=np.float32(0.1), b=np.arange(2), c=np.int16(4)),
         defaultdict_accumulator(float, a=np.float32(0.1), b=np.arange(2), c=np.int16(4)),
     ),
+    "a factory that does not begin at zero": (
+        defaultdict_accumulator(functools.partial(float, 1.5), a=2.0),
+        defaultdict_accumulator(functools.partial(float, 1.5), a=2.0),
+    ),
     "nested defaultdict_accumulator": (
         defaultdict_accumulator(
             functools.partial(defaultdict_accumulator, int), a=defaultdict_accumulator(int, x=1)
@@ -301,6 +313,8 @@ LEAVES = {
         dict_accumulator(a=value_accumulator(int, 2), b=defaultdict_accumulator(int, x=4)),
     ),
     "own dict": (Own(a=1), Own(a=2, b=3)),
+    "dict with a sum of its own": (Longest(a=1), Longest(a=2, b=3)),
+    "same dict with a sum of its own": (Longest(a=1), Longest(a=2)),
     "dict with attributes": (Sized({"a": 1}), Sized({"a": 2, "b": 3})),
     "ordered": (collections.OrderedDict(b=1, a=2), collections.OrderedDict(c=1, b=2)),
     "counter": (collections.Counter(a=1, b=-1), collections.Counter(a=2)),
@@ -538,11 +552,59 @@ def test_what_cannot_be_stored_is_named(value):
         pack({"dy": [value, 1]})
 
 
-def test_a_circle_is_refused():
+def test_circles_and_towers_are_refused():
     ring: list = []
     ring.append(ring)
-    with pytest.raises(AnalysisError, match="contains itself"):
-        pack({"ring": ring})
+    tower: dict = {}
+    for _ in range(5000):
+        tower = {"x": tower}
+    for value in (ring, tower):
+        with pytest.raises(AnalysisError, match="contains itself, or is nested too deep"):
+            pack({"x": value})
+
+
+def test_what_can_be_packed_can_be_merged_however_deep():
+    merged = 0
+    for depth in range(50, 1000, 30):
+        tower: dict = {"n": 1}
+        for _ in range(depth):
+            tower = {"x": tower, "y": 1}
+        with contextlib.suppress(AnalysisError):
+            one, other = pack(tower), pack({**tower, "z": 1})
+            assert unpack(combine(one, other))["y"] == 2
+            merged = depth
+    assert 100 < merged < 900
+
+
+def test_sides_of_a_failed_sum_are_said_whatever_they_are():
+    for value in (2**50_000, np.zeros(1), "x" * 10**6, filled(AXES["regular"], STORAGES[0]), object()):
+        with pytest.raises(AnalysisError, match="cannot be merged") as caught:
+            combine(pack({"a": value}), pack({"a": {"b": 1}}))
+        assert len(caught.value.message) < 2000
+
+
+def test_awkward_arrays_keep_what_their_structure_refers_to():
+    class Vector(ak.Record):
+        pass
+
+    plain_array = ak.Array([[1.5], []], behavior={"unrelated": 1})
+    named = ak.Array([{"x": 1}, {"x": 2}], with_name="Vector", behavior={"Vector": Vector})
+    marked = ak.Array([1, 2], attrs={"unit": "GeV"})
+    text = ak.Array(["a", None, "µ"])
+    for array in (plain_array, named, marked, text):
+        back = unpack(pack({"x": array}))["x"]
+        assert plain(back) == plain(array)
+        assert pack({"x": back}).digest() == pack({"x": array}).digest()
+    assert not pack(plain_array).opaque
+    assert unpack(pack(named)).behavior.keys() == {"Vector"}
+    assert unpack(pack(marked)).attrs["unit"] == "GeV"
+    both = combine(pack(column_accumulator(named)), pack(column_accumulator(named)))
+    assert unpack(both).value.x.to_list() == [1, 2, 1, 2]
+
+
+def test_a_slice_packs_what_it_shows():
+    array = ak.Array(np.arange(100_000.0))[:3]
+    assert pack(array).nbytes < 1000
 
 
 def test_a_class_that_cannot_be_read_back_is_found_at_once():

@@ -235,8 +235,9 @@ def head(**changes):
         head(additive=1),
         head(additive="yes"),
         head(more=1),
+        head(blobs=1) | {"blob 0": b""},
     ],
-    ids=range(23),
+    ids=range(24),
 )
 def test_nonsense_is_damaged(sections):
     with pytest.raises(DamagedError):

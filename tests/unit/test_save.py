@@ -138,6 +138,12 @@ def test_the_steady_pickle_keeps_what_the_usual_one_keeps():
     assert cloudpickle.loads(constants.dumps(Local())).get() == {"a", "b"}
 
 
+def test_the_steady_pickle_does_not_see_which_strings_are_one_object():
+    one, two = (str(b"muon", "ascii") for _ in range(2))
+    assert one is not two
+    assert constants.dumps([one, {one: one}]) == constants.dumps([one, {two: two}])
+
+
 def test_every_flipped_bit_is_noticed(saved):
     good = saved.read_bytes()
     rng = np.random.default_rng(3)

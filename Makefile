@@ -1,0 +1,44 @@
+# make demo: see it work, in under two minutes. make test: check it. Everything happens in .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# More for pytest, as in: make test ARGS="-k lock -x"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-full bench lint lock clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
+
+venv: $(READY)  ## make .venv with the pinned packages and this project
+$(READY): requirements.lock pyproject.toml .ci/venv
+	@.ci/venv "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+demo: $(READY)  ## make a million events, run, kill, resume, merge and plot them, below demo/
+	@$(BIN)/python -m configs.demo
+
+test: lint  ## lint, then the tests
+	$(BIN)/python -m pytest --ignore=tests/bench $(ARGS)
+
+test-full: $(READY)  ## the tests with the full counts of the fault tests (long)
+	$(BIN)/python -m pytest --ignore=tests/bench --full $(ARGS)
+
+bench: $(READY)  ## the measurements of tests/bench, if there are any yet
+	@if ls tests/bench/test_*.py >/dev/null 2>&1; then $(BIN)/python -m pytest -s tests/bench $(ARGS); \
+	else echo "tests/bench holds no measurement yet: they come with the work on speed"; fi
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: $(READY)  ## renew requirements.lock from the newest versions that fit
+	@.ci/lock "$(PYTHON)"
+
+clean:  ## remove .venv, the demo and all caches
+	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,42 @@
+"""Options, markers and fixtures for all tests: quick by default, the full figures with ``--full``."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="run the full figures of the fault tests")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--full"):
+        return
+    skip = pytest.mark.skip(reason="full figures only: --full")
+    for item in items:
+        if "full" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def scale(request):
+    """``scale(quick, full)``: the figure for this run."""
+    full = request.config.getoption("--full")
+    return lambda quick, most: most if full else quick
+
+
+@pytest.fixture
+def memory_path():
+    """A folder in memory where there is one: the core flushes each object, which a disk makes slow."""
+    shm = Path("/dev/shm")
+    base = shm if shm.is_dir() and shutil.disk_usage(shm).free > 1 << 30 else None
+    folder = Path(tempfile.mkdtemp(prefix="core-test-", dir=base))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

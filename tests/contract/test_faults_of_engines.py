@@ -1,0 +1,221 @@
+"""What kills an engine itself: its keeper, its host, its schedulers, its idle workers; and what a thousand deaths leave."""
+
+import contextlib
+import os
+import signal
+import time
+from concurrent.futures import wait
+from pathlib import Path
+
+import psutil
+import pytest
+
+from executors import contract_tasks as tasks
+from executors import registry
+from executors.contract import wait_until
+from executors.engines import call
+from executors.engines.base import Resources, WorkerDied
+from executors.errors import EngineError, SiteError, UsageError
+
+HOSTED = ["dask/local", "parsl/local"]
+ALL = ["futures", *HOSTED]
+
+
+@contextlib.contextmanager
+def opened(name, **want):
+    engine, site = registry.resolve(name)
+    before = tasks.descendants()
+    with engine.open(site, Resources(**({"workers": 2} | want))) as pool:
+        yield pool
+    assert not tasks.gone(tasks.descendants() - before, 5)
+
+
+def mine(pattern):
+    found = set()
+    for one in tasks.descendants():
+        with contextlib.suppress(psutil.Error):
+            if pattern in " ".join([one.name(), *one.cmdline()]):
+                found.add(one)
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_death_of_the_keeper_fails_everything_and_ends(name):
+    with opened(name) as pool:
+        futures = [pool.submit(time.sleep, 600) for _ in range(6)]
+        wait_until(futures[0].running, 30)
+        (keeper,) = [one for one in psutil.Process().children() if "keeper.py" in " ".join(one.cmdline())]
+        keeper.kill()
+        assert not wait(futures, 20).not_done
+        assert all(isinstance(one.exception(), WorkerDied | EngineError) for one in futures)
+        with pytest.raises(EngineError):
+            pool.submit(tasks.none).result(30)
+
+
+@pytest.mark.parametrize("name", HOSTED)
+def test_death_of_the_host_is_healed(name):
+    with opened(name) as pool:
+        futures = [pool.submit(time.sleep, 600) for _ in range(2)]
+        wait_until(lambda: all(one.running() for one in futures), 30)
+        (keeper,) = [one for one in psutil.Process().children() if "keeper.py" in " ".join(one.cmdline())]
+        for host in keeper.children():
+            host.kill()
+        assert all(isinstance(one.exception(20), WorkerDied) for one in futures)
+        assert list(pool.map(tasks.length, [b"x"] * 10, timeout=60)) == [1] * 10
+
+
+@pytest.mark.parametrize("program", ["process_worker_pool.py", "interchange"])
+def test_death_of_parsls_own_programs_is_healed(program):
+    with opened("parsl/local", workers=2) as pool:
+        futures = [pool.submit(time.sleep, 600) for _ in range(2)]
+        wait_until(lambda: all(one.running() for one in futures), 30)
+        time.sleep(1)
+        victims = mine(program)
+        assert victims
+        for one in victims:
+            one.kill()
+        assert not wait(futures, 90).not_done
+        assert all(isinstance(one.exception(), WorkerDied) for one in futures)
+        assert list(pool.map(tasks.length, [b"x"] * 10, timeout=90)) == [1] * 10
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_death_of_idle_workers_is_healed(name):
+    with opened(name) as pool:
+        pids = {pid for pid, _, _ in pool.map(tasks.interval, [0.2] * 4)}
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.5)
+        futures = [pool.submit(tasks.length, b"x") for _ in range(10)]
+        assert not wait(futures, 100).not_done
+        assert sum(one.exception() is None for one in futures) >= 8
+
+
+def test_many_deaths_leave_no_descriptor_and_no_process(request):
+    deaths = 1000
+    with opened("futures") as pool:
+        wait([pool.submit(tasks.die, "exit") for _ in range(10)])
+        list(pool.map(tasks.none_of, range(4))) if hasattr(tasks, "none_of") else None
+        keeper = psutil.Process(psutil.Process().children()[0].pid)
+        before = len(os.listdir("/proc/self/fd")), keeper.num_fds()
+        futures = [pool.submit(tasks.die, "exit") for _ in range(deaths)]
+        assert not wait(futures, 100).not_done
+        assert all(one.exception().exitcode == 3 for one in futures)
+        wait_until(lambda: (len(os.listdir("/proc/self/fd")), keeper.num_fds()) <= before, 5)
+        assert len(keeper.children()) == 2
+
+
+@pytest.mark.parametrize("name", HOSTED)
+def test_repeated_deaths_behind_a_host(name):
+    with opened(name) as pool:
+        futures = [pool.submit(tasks.die, "exit") if n % 3 == 0 else pool.submit(tasks.pid) for n in range(18)]
+        assert not wait(futures, 100).not_done
+        assert {n for n, one in enumerate(futures) if one.exception() is not None} == set(range(0, 18, 3))
+
+
+def test_death_says_how():
+    with opened("futures") as pool:
+        by_exit, by_signal = pool.submit(tasks.die, "exit").exception(), pool.submit(tasks.die, "segfault").exception()
+        assert (by_exit.why, by_exit.exitcode) == ("exit", 3)
+        assert (by_signal.why, by_signal.exitcode) == ("signal", -signal.SIGSEGV)
+        eater = pool.submit(tasks.eat, 300 << 20, 600)
+        wait_until(eater.running, 10)
+        time.sleep(1)
+        assert pool.kill(eater, "time limit")
+        assert eater.exception(10).why == "time limit"
+        assert 300 << 20 < eater.exception().peak < 400 << 20
+
+
+def test_crash_traceback_is_in_the_log(tmp_path):
+    with opened("futures", log_dir=tmp_path) as pool:
+        pool.submit(tasks.die, "segfault").exception()
+    assert "Segmentation fault" in "".join(one.read_text() for one in tmp_path.glob("worker-*.log"))
+
+
+@pytest.mark.parametrize("name", ["futures", "parsl/local"])
+def test_a_gigabyte_of_output_does_not_stay(tmp_path, name):
+    size = 200 << 20
+    with opened(name, workers=1, log_dir=tmp_path) as pool:
+        assert pool.submit(tasks.shout, size).exception(60) is None
+        assert pool.submit(tasks.shout, 10).exception(60) is None
+    assert sum(one.stat().st_size for one in tmp_path.iterdir()) < 2 * call.LOG_LIMIT
+
+
+def test_an_unfinished_pool_ends_with_the_interpreter(tmp_path):
+    import subprocess
+    import sys
+
+    code = """
+import time, os
+from executors import registry
+from executors.engines.base import Resources
+engine, site = registry.resolve("futures")
+opened = engine.open(site, Resources(workers=2))
+pool = opened.__enter__()
+future = pool.submit(time.sleep, 600)
+pid = pool.submit(os.getpid).result()
+print(pid)
+"""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(one or str(Path.cwd()) for one in __import__("sys").path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: not psutil.pid_exists(int(done.stdout)), 10)
+
+
+def test_preloaded_modules_are_shared_and_random_numbers_differ():
+    with opened("futures", preload=("numpy.random", "no_such_module_here")) as pool:
+        draws = pool.map(eval, ["(__import__('time').sleep(0.2), __import__('numpy').random.random())[1]"] * 2)
+        assert len(set(draws)) == 2
+        assert pool.submit(eval, "'numpy' in __import__('sys').modules").result(10)
+
+
+def test_keys_are_private_and_gone_after_kill_or_leaving(tmp_path):
+    for name in HOSTED:
+        with opened(name, scratch=tmp_path) as pool:
+            pool.submit(tasks.none).result(30)
+            (private,) = tmp_path.iterdir()
+            assert private.stat().st_mode & 0o777 == 0o700
+            keys = [one for one in private.rglob("*") if "key" in one.suffix or one.name == "key.pem"]
+            assert keys
+            assert all(one.stat().st_mode & 0o077 == 0 for one in keys if "secret" in one.name or "pem" in one.name)
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_stranger_cannot_speak_to_dask(tmp_path):
+    import distributed
+
+    before = tasks.descendants()
+    with opened("dask/local") as pool:
+        pool.submit(tasks.none).result(30)
+        addresses = tasks.listeners(tasks.descendants() - before)
+        assert len(addresses) == 3  # the scheduler, two workers, and no web server
+        for host, port in addresses:
+            for protocol in ("tcp", "tls"):
+                with pytest.raises((OSError, TypeError, ValueError)), distributed.Client(
+                    f"{protocol}://{host}:{port}", timeout=1, set_as_default=False
+                ):
+                    pass
+
+
+def test_wrong_wishes_are_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ALL:
+        with pytest.raises(UsageError), opened(name, workers=0):
+            pass
+        with pytest.raises(SiteError), opened(name, scratch=tmp_path / "file" / "below"):
+            pass
+
+
+def test_an_outcome_is_a_description_when_all_else_fails():
+    class Nasty(Exception):
+        def __str__(self):
+            raise RuntimeError("no text")
+
+        def __reduce__(self):
+            raise RuntimeError("no pickle")
+
+    def fail():
+        raise Nasty
+
+    error = call.rebuild_outcome(call.run(call.pack_call(fail, (), {})))
+    assert "Nasty" in str(error)
