@@ -88,20 +88,17 @@ def _required(resolved: Resolved) -> None:
 
 def _look(command: Command) -> Outcome:
     from executors.running import inspect, merge_dirs, status
-    from executors.values import Spelled, convert
+    from executors.settings import resolve
 
     values = command.values
     outcome: Outcome
     if command.verb == "merge":
-        try:
-            allowed = convert(Spelled(values.get("allow_missing", "0")), int)
-        except ValueError as error:
-            raise UsageError(f"--allow-missing {values['allow_missing']}: expected {error}") from None
+        typed = {"allow_missing": values["allow_missing"]} if "allow_missing" in values else {}
         outcome = merge_dirs(
             [Path(folder) for folder in values["dirs"]],
             Path(values["output"]) if "output" in values else None,
             overwrite=values.get("overwrite", False),
-            allow_missing=allowed,
+            allow_missing=resolve(typed).settings.allow_missing,
             postprocess=values.get("postprocess", True),
         )
     else:

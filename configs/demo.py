@@ -1,4 +1,4 @@
-"""The demo, told in plain lines: make events, run, kill the runner, resume, merge, account, inspect, plot.
+"""The demo, in plain lines: make events, run, kill the runner, resume, merge, account, inspect, plot.
 
 ``python -m configs.demo`` (``make demo``) works below ``demo/`` and starts afresh each time. It checks what it
 tells: an event too many or too few, or a process left behind, ends it with exit code 1.
@@ -41,14 +41,14 @@ def shown(command: list[str]) -> list[str]:
 
 def call(*command: str, expect: int = 0) -> None:
     """Run a command in front of the user."""
-    code = subprocess.run(shown(list(command)), check=False).returncode
+    code = subprocess.run(shown(list(command)), check=False).returncode  # noqa: S603 - our own words
     if code != expect:
         raise DemoError(f"exit code {code}, not {expect}")
 
 
 def ask(*command: str) -> Any:
     """What a command says to a program."""
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 - our own words
         [sys.executable, "runner.py", *command, "--as-json"], capture_output=True, text=True, check=False
     )
     if not done.stdout:
@@ -63,7 +63,7 @@ def stored(run: Path) -> int:
 
 def run_and_kill(command: list[str], run: Path, enough: int) -> list[psutil.Process]:
     """Start the run and kill it (-9) once some results are stored; the processes that it had."""
-    runner = subprocess.Popen(shown(command))
+    runner = subprocess.Popen(shown(command))  # noqa: S603 - our own words
     try:
         while runner.poll() is None and stored(run) < enough:
             time.sleep(0.01)

@@ -25,7 +25,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]{1,20}://[^/\s:@]{1,200}:)[^/\s@]{1,500}(@)"), rf"\1{HIDDEN}\2"),
     # a name and its value, as in shells, JSON, TOML and YAML
     (
-        re.compile(rf"(?i)({_HOLDS}['\"]?\s*[=:]\s*)(\"[^\"\n]*\"|'[^'\n]*'|[^\s,;&}}\]]+)"),
+        re.compile(rf"(?i)({_HOLDS}['\"]?\s*[=:]\s*)(?!\[hidden\])(\"[^\"\n]*\"|'[^'\n]*'|[^\s,;&}}\]]+)"),
         rf"\1{HIDDEN}",
     ),
 )

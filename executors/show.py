@@ -125,7 +125,7 @@ class Progress:
         console = Console(file=self._out, highlight=False, soft_wrap=False)  # type: ignore[arg-type]
         self._live = Live(
             console=console,
-            get_renderable=self._picture,
+            get_renderable=lambda: self._picture(console),
             transient=True,
             refresh_per_second=4,
             redirect_stdout=False,
@@ -133,12 +133,12 @@ class Progress:
         )
         self._live.start()
 
-    def _picture(self) -> Any:
+    def _picture(self, console: Any) -> Any:
         from rich.text import Text
 
         if self._snapshot is None:
             return Text("starting …")
-        width, height = self._live.console.size
+        width, height = console.size
         return Text("\n".join(frame(self._snapshot, width, height)), no_wrap=True, overflow="crop")
 
     def _close(self) -> None:

@@ -76,8 +76,8 @@ REMOTE_TEXT: tuple[tuple[re.Pattern[str], Kind], ...] = (
     (re.compile(r"(?i)illegal seek|not a ROOT file|expected Chunk of length"), Kind.BAD),
     (
         re.compile(
-            r"(?i)\[3010\]|auth(entication|orization)? failed|(permission|access) denied|unauthorized|forbidden"
-            r"|certificate|credential|(proxy|token) (has )?expired"
+            r"(?i)\[3010\]|auth(entication|orization)? failed|(permission|access) denied|unauthorized"
+            r"|forbidden|certificate|credential|(proxy|token) (has )?expired"
         ),
         Kind.SITE,
     ),
@@ -85,7 +85,8 @@ REMOTE_TEXT: tuple[tuple[re.Pattern[str], Kind], ...] = (
     (re.compile(r"\[(ERROR|FATAL|30\d\d)\]|\b(404|408|429|5\d\d), message="), Kind.PASSING),
     (
         re.compile(
-            r"(?i)timed? ?out|expired|connect|no such file|not found|unreachable|invalid address|refused|reset"
+            r"(?i)timed? ?out|expired|connect|no such file|not found|unreachable|invalid address"
+            r"|refused|reset"
         ),
         Kind.PASSING,
     ),

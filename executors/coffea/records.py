@@ -45,10 +45,11 @@ class Contents(list[Any]):
         return self._at(index.__index__())
 
     def __iter__(self) -> Iterator[Any]:
-        return (self._at(i) for i in range(len(self) if self.open else 0))
+        for index in range(len(self) if self.open else 0):
+            yield self._at(index)
 
     def __reversed__(self) -> Iterator[Any]:
-        return reversed(list(self))
+        yield from list(self)[::-1]
 
     def __add__(self, other: Any) -> Any:
         return list(self) + list(other)
@@ -65,7 +66,7 @@ class Contents(list[Any]):
     def __eq__(self, other: object) -> bool:
         return list(self) == other
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __reduce_ex__(self, _protocol: SupportsIndex) -> tuple[Any, ...]:
         return list, (list(self),)

@@ -51,15 +51,22 @@ class Host:
         self._lock = threading.Lock()
         self._child: Child | None = None
 
-    def lane(self, index: int) -> socket.socket:
-        """The runner's end of a new lane; EngineError if the host says that it cannot work."""
+    def lane(self, index: int) -> tuple[socket.socket, Child]:
+        """The runner's end of a new lane and its host; EngineError if the host says that it cannot work."""
         with self._lock:
             if self._child is None or not self._child.alive:
                 self._child = self._start()
             ours, theirs = socket.socketpair()
             with theirs, contextlib.suppress(OSError):  # a dead host shows as a closed lane
                 socket.send_fds(self._child.sock, [HEADER.pack(LANE, index)], [theirs.fileno()])
-            return ours
+            return ours, self._child
+
+    def bury(self, child: Child) -> WorkerDied:
+        """How a host ended whose lane was closed; until that is known, it would be taken for a living one."""
+        if child.death(5.0) is None:
+            self._nursery.kill(child, "it closed its lanes")
+        death = child.death(5.0) or WorkerDied.of("lost")
+        return WorkerDied.of(f"lost: the {self._name} ended ({death}); see {self._name}.log in the logs")
 
     def kill(self, index: int) -> None:
         """Ask for the worker behind a lane to be killed."""
@@ -100,6 +107,7 @@ class HostSlot:
         self._host = host
         self._index = index
         self._lane: socket.socket | None = None
+        self._child: Child | None = None
         self._why = ""
 
     def ready(self) -> None:
@@ -107,20 +115,21 @@ class HostSlot:
         if self._lane is not None and not self._why:
             return
         self._drop()
-        self._lane, self._why = self._host.lane(self._index), ""
+        self._why = ""
+        self._lane, self._child = self._host.lane(self._index)
         frame = receive(self._lane)
         if frame is not None and frame.kind == READY:
             return
         self._drop()
         if frame is not None and frame.kind == FAILED:
             raise rebuild_outcome(frame.body)
-        raise WorkerDied.of("lost: the engine's host ended")
+        raise self._host.bury(self._child)
 
     def call(self, blob: bytes) -> bytes | bytearray:
         """The outcome of one call; WorkerDied says how the worker ended otherwise."""
         self.ready()
-        lane = self._lane
-        if lane is None:
+        lane, child = self._lane, self._child
+        if lane is None or child is None:
             raise WorkerDied.of("lost")
         with contextlib.suppress(OSError):
             send(lane, CALL, blob)
@@ -130,7 +139,8 @@ class HostSlot:
         why = self._why
         self._drop()
         if frame is None:
-            raise WorkerDied.of(why or "lost: the engine's host ended")
+            death = self._host.bury(child)
+            raise WorkerDied.of(why) if why else death
         death = unpack_death(frame.body)
         raise WorkerDied.of(why or death.why, death.exitcode, death.peak)
 

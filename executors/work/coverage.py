@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from executors.work import tree as arithmetic
 
@@ -117,15 +117,25 @@ def leaves(shape: Shape) -> Iterator[tuple[Node, str]]:
     if shape is None:
         return
     if is_leaf(shape):
-        yield shape  # type: ignore[misc]
+        yield stored(shape)
         return
-    for half in shape:
-        yield from leaves(half)  # type: ignore[arg-type]
+    for half in halves(shape):
+        yield from leaves(half)
 
 
 def is_leaf(shape: Shape) -> bool:
     """Whether a shape is one stored node."""
     return shape is not None and isinstance(shape[1], str)
+
+
+def halves(shape: Shape) -> tuple[Shape, Shape]:
+    """The two sides of a sum."""
+    return cast("tuple[Shape, Shape]", shape)
+
+
+def stored(shape: Shape) -> tuple[Node, str]:
+    """The stored node that a leaf is."""
+    return cast("tuple[Node, str]", shape)
 
 
 def uncovered(node: Node, covered: Iterable[Node], tree: arithmetic.Counts) -> Iterator[Node]:

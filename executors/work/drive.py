@@ -22,6 +22,7 @@ from executors.work.ledger import Ledger
 from executors.work.merge import DamagedPartError, MergeTask, load, merge, total
 from executors.work.model import Failure, Kind, Node, Task
 from executors.work.policy import Action
+from executors.work.watch import Watch
 from executors.work.worker import SITE_ERRORS, Place
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Drive:
         self.tree, self.place, self.call, self.pool, self.terms = tree_, place, call, pool, terms
         self.journal, self.observer, self.stop = journal, observer, stop
         self.store = place.store
+        self._watch = Watch(place.run / "notes", place.chunk_timeout)
         self.coverage = Coverage(tree_)
         self.ledger = Ledger(tree_)
         self.on_split: Callable[[int], None] = lambda _: None  # told once a split is whole
@@ -105,6 +107,7 @@ class Drive:
         self._merging: dict[Node, MergeTask] = {}
         self._silent_failures = 0  # answers in a row that were no receipts
         self._damages = 0
+        self._found: set[Node] = set()  # stored by an earlier run, and not yet seen to be damaged
         self._put_errors = 0  # results in a row that could not be stored
         self._no_shows: dict[Node, int] = {}
         self._per_chunk = 0.0  # seconds, smoothed
@@ -122,6 +125,7 @@ class Drive:
                 self.store.drop(node, identity)
         for node in self.coverage.stored:
             self.ledger.counted(node, +1)
+        self._found = set(self.coverage.stored)
         return self.ledger.events_counted
 
     def _size_or_zero(self, node: Node) -> int:
@@ -161,6 +165,7 @@ class Drive:
                 continue
             self._take_answers(0.2)
             self._reissue_late()
+            self._end_hung()
         if self._inflight:
             self._drain()
         self._tell(force=True)
@@ -395,9 +400,7 @@ class Drive:
             self._done(task.node, task.id)
             return
         words = notes.collect(self.place.run / "notes", task.id) if self.place.shared else None
-        self.journal.write(
-            "lost", task=task.id[:16], node=task.node, error=_said(error), blamed=bool(words)
-        )
+        self.journal.write("lost", task=task.id[:16], node=task.node, error=_said(error), blamed=bool(words))
         self._silent_failures += 1
         if self._silent_failures > max(20, 4 * self.terms.slots):
             raise EngineError(
@@ -432,8 +435,8 @@ class Drive:
         piece = next((p for p in task.slices if p.index == words.file), task.slices[0])
         inside = 0 <= words.chunk - piece.lo < len(piece.ranges)
         kind = words.kind
-        if kind is Kind.LOST and error is not None and policy.classify_engine(error) is Kind.MEMORY:
-            kind = Kind.MEMORY
+        if kind is Kind.LOST and error is not None:
+            kind = policy.classify_engine(error)
         what = (
             "the chunk's time limit ran out"
             if kind is Kind.TIMEOUT
@@ -609,7 +612,9 @@ class Drive:
         self.observer.message("warning", f"a stored result was damaged and is made again: {text}")
         self.journal.write("damaged", node=node, text=text)
         self.store.set_aside(node, identity)
-        self._damages += 1
+        # What an earlier run left can only run out; what this one wrote itself must stay as it was.
+        self._damages += node not in self._found
+        self._found.discard(node)
         if self._damages > max(10, len(self.tree.splits)) and self._damages > self.ledger.chunks_done // 10:
             self._halt(
                 Kind.SITE,
@@ -649,6 +654,16 @@ class Drive:
     def _has_room(self) -> bool:
         # Before the first answer the pool may still wait for its machines: that is not being late.
         return not self._per_chunk or len(self._inflight) < self._window()
+
+    def _end_hung(self) -> None:
+        """Have the engine end workers that hang, so that their tasks come back as lost."""
+        kill = getattr(self.pool, "kill", None)
+        if kill is None or not self.place.shared or self.place.inline:
+            return
+        for task, why in self._watch.hung():
+            for future, assignment in list(self._inflight.items()):
+                if assignment.task.id.startswith(task) and kill(future, why):
+                    self.journal.write("hung", node=assignment.task.node, why=why)
 
     def _patience(self, assignment: Assignment) -> float:
         return max(self.terms.patience, 20 * self._per_chunk * max(1, assignment.chunks))

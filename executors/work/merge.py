@@ -6,23 +6,27 @@ memory does not grow with their number. Otherwise they are added in pairs, depth
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+
 from executors.errors import DamagedError
-from executors.work.coverage import is_leaf, leaves
+from executors.work.coverage import halves, is_leaf, leaves, stored
 from executors.work.model import Node, Part, Receipt
-from executors.work.packed import Packed
+from executors.work.packed import Packed, add_region, region_dtype
+from executors.work.store import DamagedPartError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from executors.work.coverage import Shape
     from executors.work.model import Analysis
-    from executors.work.store import Store
+    from executors.work.store import Reading, Store
     from executors.work.worker import Place
 
 Combine: TypeAlias = "Callable[[Packed, Packed], Packed]"
@@ -63,14 +67,6 @@ def merge(task: MergeTask, analysis: Analysis, place: Place) -> Receipt:
     )
 
 
-class DamagedPartError(DamagedError):
-    """A stored node that does not match its checksums, by its node and identity."""
-
-    def __init__(self, message: str, node: Node, identity: str) -> None:
-        super().__init__(message, node=node, identity=identity)
-        self.node, self.identity = node, identity
-
-
 def load(store: Store, node: Node, identity: str) -> tuple[Packed, int]:
     """A stored sum and its number of events, every byte verified."""
     try:
@@ -81,17 +77,75 @@ def load(store: Store, node: Node, identity: str) -> tuple[Packed, int]:
 
 
 def total(shape: Shape, store: Store, combine: Combine) -> tuple[Packed, int]:
-    """The sum of a shape and its number of events."""
+    """The sum of a shape and its number of events; the same bits whichever way it is made."""
     if shape is None:
         raise ValueError("nothing to add")
+    if not is_leaf(shape):
+        with contextlib.suppress(UnlikeError, OverflowError):
+            return _flat_total(shape, store)
+    return _paired_total(shape, store, combine)
+
+
+def _paired_total(shape: Shape, store: Store, combine: Combine) -> tuple[Packed, int]:
     if is_leaf(shape):
-        return load(store, *shape)  # type: ignore[arg-type]
-    left, right = shape
-    one, events = total(left, store, combine)  # type: ignore[arg-type]
-    two, more = total(right, store, combine)
+        return load(store, *stored(shape))
+    left, right = halves(shape)
+    one, events = _paired_total(left, store, combine)
+    two, more = _paired_total(right, store, combine)
     return combine(one, two), events + more
 
 
-def entries_of(shape: Shape, store: Store) -> int:
-    """The number of events of a shape, by the objects' own headers."""
-    return sum(int(store.head(node, identity).about["entries"]) for node, identity in leaves(shape))
+# -- block by block ---------------------------------------------------------------------------------
+
+
+class UnlikeError(Exception):
+    """The stored sums are not all of one structure, or do not simply add."""
+
+
+def _flat_total(shape: Shape, store: Store) -> tuple[Packed, int]:
+    """The sum of stored sums of one structure: block after block, each along the tree."""
+    with contextlib.ExitStack() as files:
+        parts = {part: files.enter_context(_opened(store, *part)) for part in leaves(shape)}
+        first, *others = parts.values()
+        skeleton = first.section("skeleton")
+        alike = all(other.layout() == first.layout() for other in others)
+        if not alike or not Packed(skeleton, {}).additive:
+            raise UnlikeError
+        sections: dict[str, Any] = {"skeleton": skeleton}
+        for name, blocks in first.header.sections:
+            if name != "skeleton":
+                sections[name] = _section_total(name, len(blocks), shape, parts)
+        entries = sum(int(part.header.about["entries"]) for part in parts.values())
+    return Packed.from_sections(sections), entries
+
+
+@contextlib.contextmanager
+def _opened(store: Store, node: Node, identity: str) -> Iterator[Reading]:
+    try:
+        with store.reading(node, identity) as reading:
+            yield reading
+    except DamagedPartError:
+        raise
+    except (DamagedError, KeyError, ValueError) as error:
+        raise DamagedPartError(str(error), node, identity) from error
+
+
+def _section_total(name: str, blocks: int, shape: Shape, parts: Mapping[Any, Reading]) -> bytearray:
+    region = name.removeprefix("region ")
+    dtype = region_dtype(region)
+    whole = bytearray()
+
+    def block(at: Shape, index: int) -> Any:
+        if is_leaf(at):
+            return np.frombuffer(bytearray(parts[stored(at)].block(name, index)), dtype)
+        left, right = halves(at)
+        sum_ = block(left, index)
+        add_region(region, sum_, block(right, index))
+        return sum_
+
+    for index in range(blocks):
+        whole += memoryview(block(shape, index)).cast("B")
+    return whole
+
+
+__all__ = ["DamagedPartError", "MergeTask", "load", "merge", "total"]

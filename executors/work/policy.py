@@ -106,8 +106,9 @@ def classify_engine(error: BaseException) -> Kind:
     a worker that died, a result lost on the way. None of it is the chunk's fault until shown.
     """
     # An engine that watches its workers says why it ended one.
-    if getattr(error, "why", "") == Kind.MEMORY.value:
-        return Kind.MEMORY
+    why = getattr(error, "why", "")
+    if why in (Kind.MEMORY.value, Kind.TIMEOUT.value):
+        return Kind(why)
     for kind in type(error).__mro__:
         if kind.__name__ in LOST_NAMES:
             return LOST_NAMES[kind.__name__]

@@ -209,6 +209,44 @@ def read_block(fd: int, block: Block, name: str) -> bytes:
     return data if block.stored == block.raw else zstd.decompress(data)
 
 
+class DamagedPartError(DamagedError):
+    """A stored node that does not match its checksums, by its node and identity."""
+
+    def __init__(self, message: str, node: Node, identity: str) -> None:
+        super().__init__(message, node=node, identity=identity)
+        self.node, self.identity = node, identity
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An object that is open: its blocks one by one, each verified as it is read."""
+
+    fd: int
+    node: Node
+    identity: str
+    header: Header
+
+    def layout(self) -> list[tuple[str, list[int], list[bytes]]]:
+        """What objects of one structure share: names, lengths, and the same skeleton."""
+        return [
+            (name, [b.raw for b in blocks], [b.digest for b in blocks] if name == "skeleton" else [])
+            for name, blocks in self.header.sections
+        ]
+
+    def block(self, section: str, index: int) -> bytes:
+        """One block of a section."""
+        blocks = next(blocks for name, blocks in self.header.sections if name == section)
+        try:
+            return read_block(self.fd, blocks[index], object_name(self.node, self.identity))
+        except DamagedError as error:
+            raise DamagedPartError(str(error), self.node, self.identity) from error
+
+    def section(self, name: str) -> bytes:
+        """A whole section."""
+        count = next((len(blocks) for section, blocks in self.header.sections if section == name), 0)
+        return b"".join(self.block(name, i) for i in range(count))
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
     """A folder of objects. Many may put at once; each put is whole or not there."""
@@ -247,6 +285,12 @@ class Store:
                 section: b"".join([read_block(fd, block, name) for block in blocks])
                 for section, blocks in header.sections
             }
+
+    @contextlib.contextmanager
+    def reading(self, node: Node, identity: str) -> Iterator[Reading]:
+        """An object held open, to be read block by block."""
+        with self._open(node, identity) as fd:
+            yield Reading(fd, node, identity, self._header(fd, node, identity))
 
     def scan(self) -> Iterator[tuple[Node, str]]:
         """Every object's node and identity, by name only: nothing is opened."""

@@ -39,12 +39,16 @@ def mine(pattern):
     return found
 
 
+def keepers():
+    return [one for one in psutil.Process().children() if "keeper.py" in " ".join(one.cmdline())]
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_death_of_the_keeper_fails_everything_and_ends(name):
     with opened(name) as pool:
         futures = [pool.submit(time.sleep, 600) for _ in range(6)]
         wait_until(futures[0].running, 30)
-        (keeper,) = [one for one in psutil.Process().children() if "keeper.py" in " ".join(one.cmdline())]
+        (keeper,) = keepers()
         keeper.kill()
         assert not wait(futures, 20).not_done
         assert all(isinstance(one.exception(), WorkerDied | EngineError) for one in futures)
@@ -57,7 +61,7 @@ def test_death_of_the_host_is_healed(name):
     with opened(name) as pool:
         futures = [pool.submit(time.sleep, 600) for _ in range(2)]
         wait_until(lambda: all(one.running() for one in futures), 30)
-        (keeper,) = [one for one in psutil.Process().children() if "keeper.py" in " ".join(one.cmdline())]
+        (keeper,) = keepers()
         for host in keeper.children():
             host.kill()
         assert all(isinstance(one.exception(20), WorkerDied) for one in futures)
@@ -95,8 +99,7 @@ def test_many_deaths_leave_no_descriptor_and_no_process(request):
     deaths = 1000
     with opened("futures") as pool:
         wait([pool.submit(tasks.die, "exit") for _ in range(10)])
-        list(pool.map(tasks.none_of, range(4))) if hasattr(tasks, "none_of") else None
-        keeper = psutil.Process(psutil.Process().children()[0].pid)
+        (keeper,) = keepers()
         before = len(os.listdir("/proc/self/fd")), keeper.num_fds()
         futures = [pool.submit(tasks.die, "exit") for _ in range(deaths)]
         assert not wait(futures, 100).not_done

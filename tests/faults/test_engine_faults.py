@@ -10,7 +10,6 @@ from data import make_fileset
 import analyses
 import executors
 from executors.errors import AnalysisError, IncompleteError
-from executors.work.report import Silent
 
 ALL = ("iterative", "futures", "dask/local", "parsl/local")
 POOLS = ALL[1:]
@@ -36,13 +35,6 @@ def go(processor, fileset, on, folder, **options):
 
 def manifest(folder):
     return json.loads((folder / "out" / "manifest.json").read_text())
-
-
-def executions(folder):
-    """Chunks that were run, by the journal's own lines."""
-    from executors.work.journal import read
-
-    return [line for line in read(folder / "out" / "journal.jsonl") if line["event"] in ("task", "failure", "lost")]
 
 
 @pytest.mark.parametrize("on", ALL)
@@ -118,23 +110,15 @@ def test_a_gigabyte_of_prints(on, fileset, truth, tmp_path, scale, capfd):
 
 @pytest.mark.parametrize("on", POOLS)
 def test_workers_die_all_the_time(on, tmp_path, scale):
-    chunks = scale(400, 2000)
+    chunks = scale(100, 2000)
     kills = chunks // 10
     data = make_fileset(tmp_path / "data", {"dy": [chunks * 25, chunks * 25]}, seed=5)
     deaths = tmp_path / "deaths"
     deaths.mkdir()
     want = go(analyses.Sum(), data, "iterative", tmp_path / "truth")
-    got = go(analyses.Mortal(str(deaths), kills, 10 if scale(0, 1) else 8), data, on, tmp_path)
+    got = go(analyses.Mortal(str(deaths), kills, 8), data, on, tmp_path)
     assert got == want
-    assert len(list(deaths.iterdir())) >= kills * 0.9
-
-
-class Heard(Silent):
-    def __init__(self):
-        self.said = []
-
-    def message(self, level, text):
-        self.said.append((level, text))
+    assert len(list(deaths.iterdir())) >= kills
 
 
 @pytest.mark.parametrize("on", ["iterative", "futures"])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import awkward as ak
 import cloudpickle
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from coffea.nanoevents import BaseSchema, NanoAODSchema
 from coffea.processor import IterativeExecutor, ProcessorABC, Runner, accumulate
+
 from configs.dimuon import DimuonProcessor
 from configs.make_data import make
 from executors.coffea.analysis import CoffeaAnalysis
@@ -22,6 +22,9 @@ from executors.coffea.count import count
 from executors.errors import AnalysisError, UnknownNameError, UsageError
 from executors.work.model import FileSlice, Kind
 from tests.data import columns, make_fileset, write_events
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ENTRIES = 1000
 
@@ -108,7 +111,7 @@ def test_the_demo_is_the_same_as_coffeas_runner(tmp_path: Path) -> None:
         assert {k: v for k, v in found.items() if k != "mass"} == {
             k: v for k, v in theirs[name].items() if k != "mass"
         }
-        # Coffea cuts other chunks: weights are exact in any order, floats of the spectrum are of weights alone.
+        # Coffea cuts other chunks: sums of such weights are exact in any order.
         assert np.array_equal(found["mass"].values(flow=True), theirs[name]["mass"].values(flow=True))
     data, simulation = ours["DoubleMuon_A"], ours["DYJetsToMuMu"]
     assert data["sum of weights"] == data["events"]

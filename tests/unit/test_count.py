@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import uproot
+
 from executors.coffea.classify import ChangedFileError, MissingTreeError
 from executors.coffea.count import Count, Uncounted, count, count_many, identity, seconds, trees
 from executors.errors import UsageError
 from executors.work.model import Kind
 from tests.data import KINDS, LAZY, corrupt, mend, write_events
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RNTUPLE = pytest.mark.parametrize("rntuple", [False, True], ids=["TTree", "RNTuple"])
 COMPRESSIONS = [uproot.ZLIB(1), uproot.ZLIB(9), uproot.LZMA(1), uproot.LZ4(1), uproot.ZSTD(1), None]
@@ -190,7 +194,7 @@ def test_damage_anywhere_in_the_headers_never_gives_a_wrong_count_of_a_tuple(
         ((_, answer),) = count_many([(str(path), "Events")], workers=1)
         if isinstance(answer, Count) and answer.entries != 321:
             wrong.append(place)
-    # A TTree's record has no checksum over its first bytes; a worker sees the other number and refuses the file.
+    # A TTree's record has no checksum over its first bytes; a worker reads all of it and refuses the file.
     assert not wrong or not rntuple
     assert len(wrong) < 20
 

@@ -215,6 +215,7 @@ def test_show_config_hides_secrets() -> None:
 )
 def test_redact(text: str, secret: str) -> None:
     assert secret not in redact(text)
+    assert redact(redact(text)) == redact(text)
     assert HIDDEN in redact(text)
 
 
