@@ -21,8 +21,11 @@ $(READY): requirements.lock pyproject.toml .ci/venv
 demo: $(READY)  ## make a million events, run, kill, resume, merge and plot them, below demo/
 	@$(BIN)/python -m configs.demo
 
-test: lint  ## lint, then the tests
-	$(BIN)/python -m pytest --ignore=tests/bench $(ARGS)
+# The tests run even where lint has something to say, so that one go tells all; the summary of pytest comes last.
+test: $(READY)  ## lint, then the tests
+	@lint=0; $(MAKE) --no-print-directory lint || lint=$$?; \
+	echo "$(BIN)/python -m pytest --ignore=tests/bench $(ARGS)"; \
+	$(BIN)/python -m pytest --ignore=tests/bench $(ARGS) && exit $$lint
 
 test-full: $(READY)  ## the tests with the full counts of the fault tests (long)
 	$(BIN)/python -m pytest --ignore=tests/bench --full $(ARGS)
@@ -32,7 +35,7 @@ bench: $(READY)  ## the measurements of tests/bench, if there are any yet
 	else echo "tests/bench holds no measurement yet: they come with the work on speed"; fi
 
 lint: $(READY)  ## style and types
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --output-format=concise .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 

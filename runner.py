@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executors.errors import ExecutorsError, InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from executors.command import Command
     from executors.settings import Resolved
@@ -29,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     _plain_streams()
     try:
-        return _run(argv)
+        with _signals_interrupt():
+            return _run(argv)
     except SystemExit as end:  # argparse after --help
         _say("", end="")
         return end.code if isinstance(end.code, int) else 2
@@ -130,6 +133,24 @@ def _show(outcome: Outcome, values: dict[str, Any]) -> None:
         from executors.show import summary_text
 
         _say(summary_text(outcome.summary))
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Before work has begun, being told to end is the same as Ctrl-C; what is ignored (nohup) stays so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = [
+        number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in ours:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _plain_streams() -> None:

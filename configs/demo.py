@@ -1,12 +1,13 @@
 """The demo, in plain lines: make events, run, kill the runner, resume, merge, account, inspect, plot.
 
-``python -m configs.demo`` (``make demo``) works below ``demo/`` and starts afresh each time. It checks what it
-tells: an event too many or too few, or a process left behind, ends it with exit code 1.
+``python -m configs.demo`` (``make demo``) works below ``demo/`` and starts afresh each time. It checks what
+it tells: an event too many or too few, or a process left behind, ends it with exit code 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
 import shutil
@@ -64,16 +65,19 @@ def stored(run: Path) -> int:
 def run_and_kill(command: list[str], run: Path, enough: int) -> list[psutil.Process]:
     """Start the run and kill it (-9) once some results are stored; the processes that it had."""
     runner = subprocess.Popen(shown(command))  # noqa: S603 - our own words
+    family: list[psutil.Process] = []
     try:
         while runner.poll() is None and stored(run) < enough:
             time.sleep(0.01)
-        try:
+        if runner.poll():
+            raise DemoError(f"the run ended with exit code {runner.returncode}")
+        with contextlib.suppress(psutil.NoSuchProcess):
             family = psutil.Process(runner.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            family = []
     finally:
         runner.kill()
         runner.wait()
+        if sys.stderr.isatty():
+            print("\x1b[?25h", file=sys.stderr)  # the killed one had no time to show the cursor again
     return family
 
 
@@ -91,7 +95,7 @@ def interrupted(command: list[str], run: Path) -> int:
             return counted
         say("that was over before it could be killed; once more")
         shutil.rmtree(run)
-    raise DemoError("this machine is too quick for the demo: more events, as in --events 10000000")
+    raise DemoError("this machine is too quick: python -m configs.demo --events 10000000")
 
 
 def clear(folder: Path) -> None:

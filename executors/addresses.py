@@ -14,6 +14,7 @@ from pathlib import Path
 from executors.errors import FilesetError, UnknownNameError
 
 SCHEMES = ("root", "roots", "xroot", "xroots", "http", "https", "dav", "davs", "s3")
+MOST_FOLDERS = 10_000  # a home directory is a mistake, and searching it would take for ever
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 _TREE = re.compile(r"(.*\.root):([A-Za-z_][\w./;-]*)", re.DOTALL)
 _PORTS = {"root": 1094, "http": 80, "https": 443}
@@ -66,7 +67,8 @@ def _there(path: str) -> bool:
 
 def expand(path: str) -> list[str] | None:
     """The files that a local glob or directory stands for, sorted; None for a plain file, there or not."""
-    if os.path.isdir(path):  # noqa: PTH112
+    # A directory that is called like a file stands where a file should: a bad input, not a folder of them.
+    if os.path.isdir(path) and not path.rstrip("/").endswith(".root"):  # noqa: PTH112
         found = sorted(_root_files(path))
         if not found:
             raise FilesetError(f"the directory {path} holds no .root file")
@@ -81,13 +83,20 @@ def expand(path: str) -> list[str] | None:
 
 def _root_files(folder: str) -> list[str]:
     found: list[str] = []
-    seen: set[str] = set()
+    seen: set[tuple[int, int]] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a symbolic link that leads back
+        try:
+            status = os.stat(place)  # noqa: PTH116
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) in seen:  # a symbolic link that leads back
             folders.clear()
             continue
-        seen.add(real)
+        seen.add((status.st_dev, status.st_ino))
+        if len(seen) > MOST_FOLDERS:
+            raise FilesetError(
+                f"{folder} holds over {MOST_FOLDERS:,} folders; say more exactly which, or use a glob"
+            )
         found += [os.path.join(place, name) for name in names if name.endswith(".root")]  # noqa: PTH118
     return found
 

@@ -203,7 +203,7 @@ def _merge_parser() -> argparse.ArgumentParser:
         prog="runner.py merge",
         usage="runner.py merge DIR [DIR …] [-o FILE] [options]",
         description="Merge the outputs of one or more run directories into one file. Outputs that\n"
-        "overlap are refused, and so is a run with events missing, unless that is allowed.",
+        "overlap are refused; so is a run with events missing, unless that is allowed.",
     )
     parser.add_argument("dirs", nargs="+", metavar="DIR", help="a run's directory (hist_…)")
     group = parser.add_argument_group("options")

@@ -166,7 +166,7 @@ def marked(token: str) -> set[psutil.Process]:
 def alive(process: psutil.Process) -> bool:
     """Whether it runs, or could."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -6,6 +6,7 @@ that names the dataset and the place, what was mended is a warning.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -151,10 +152,8 @@ class _Reading:
         name = _file_name(path, where)
         where = f"{where}, file {name!r}"
         said = _about_file(about, where)
-        try:
+        with _placed(where):
             remote = addresses.is_remote(name)
-        except UnknownNameError as error:
-            raise FilesetError(f"{where}: {error.message}") from None
         if said.treename is None:
             name, tree = addresses.split_tree(name)
             said = replace(said, treename=tree)
@@ -165,7 +164,8 @@ class _Reading:
             return
         name, beside = addresses.absolute(addresses.local_name(name), self.beside)
         self.found_beside += beside
-        many = addresses.expand(name)
+        with _placed(where):
+            many = addresses.expand(name)
         if many is not None and (said.steps, said.entries, said.uuid) != (None, None, None):
             raise FilesetError(
                 f"{where}: steps, num_entries and uuid belong to one file, and this stands for more"
@@ -199,6 +199,15 @@ class _Reading:
         for (one, other), paths in shared.items():
             some = f"{paths[0]!r}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
             self.warnings.append(f"datasets {one!r} and {other!r} share {some}; both count them")
+
+
+@contextlib.contextmanager
+def _placed(where: str) -> Iterator[None]:
+    """Say where in the fileset a mistake is that was found by looking at a name alone."""
+    try:
+        yield
+    except (UnknownNameError, FilesetError) as error:
+        raise FilesetError(f"{where}: {error.message}") from None
 
 
 def _capped(warnings: list[str]) -> tuple[str, ...]:

@@ -178,6 +178,7 @@ class Finish:
             "digest": self.digest,
             "merged": self.merged,
             "outputs": dict(sorted(self.written.items())),
+            "plan": self.plan.digest(),
             "fingerprint": self.plan.fingerprint,
             "fingerprint_parts": dict(self.plan.fingerprint_parts),
             "chunk": self.plan.chunk,

@@ -34,6 +34,15 @@ class Found:
     coverage: Coverage
     ledger: Ledger
 
+    def counted_paths(self) -> set[str]:
+        """The input files of which any event is counted."""
+        tree = self.coverage.tree
+        return {
+            tree.file(split, file).path
+            for node in self.coverage.stored
+            for split, file, _, _ in tree.pieces(node)
+        }
+
     @property
     def missing(self) -> int:
         """Events planned and not counted."""
@@ -49,7 +58,11 @@ def find(folder: Path) -> Found:
         inside = sorted(p.parent.name for p in folder.glob("*/plan.json"))
         hint = f"; there are runs in it: {', '.join(inside[:5])}" if inside else ""
         raise UsageError(f"{folder} holds no run (no plan.json){hint}")
-    plan = Plan.load(path)
+    return read_stored(folder, Plan.load(path))
+
+
+def read_stored(folder: Path, plan: Plan) -> Found:
+    """What a directory holds of a plan."""
     tree = Tree(plan)
     store = Store(folder / "store")
     coverage, ledger = Coverage(tree), Ledger(tree)

@@ -118,6 +118,18 @@ def _timeout(settings: Settings) -> int:
     return max(1, round(settings.read_timeout))
 
 
+def uncounted(kept: Plan, paths: set[str], asked: Plan) -> Plan:
+    """The plan with these files as if nobody had counted them."""
+    fresh = {(d.name, f.path): f for d in asked.datasets for f in d.files}
+    places = {
+        (i, j): replace(fresh[d.name, f.path], entries=None, uuid=None)
+        for i, d in enumerate(kept.datasets)
+        for j, f in enumerate(d.files)
+        if f.path in paths
+    }
+    return kept.with_counts(places)
+
+
 def fill_counts(plan: Plan, settings: Settings, say: Say, stop: Event) -> Plan:
     """Count the files that nobody has counted; those that cannot be counted keep their place and the reason."""
     wanted = [(i, j) for i, d in enumerate(plan.datasets) for j, f in enumerate(d.files) if f.entries is None]

@@ -29,7 +29,7 @@ from executors.errors import (
     UsageError,
 )
 from executors.finish import Finish
-from executors.inspection import inspect, merge_dirs, status
+from executors.inspection import inspect, merge_dirs, read_stored, status
 from executors.work import lock, notes
 from executors.work.drive import Drive, Terms, merge_here
 from executors.work.journal import Journal
@@ -141,9 +141,9 @@ def _kept_or_new(asked: Asked) -> Plan:
     if kept is not None:
         planning.compare(kept, asked.plan, asked.folder)
         _same_analysis(asked, kept)
-        _same_files(asked, kept)
+    begun = asked.plan if kept is None else _mended_files(asked, kept)
     with _signals(asked.stop):
-        plan = planning.fill_counts(kept or asked.plan, asked.settings, asked.observer.message, asked.stop)
+        plan = planning.fill_counts(begun, asked.settings, asked.observer.message, asked.stop)
     if asked.stop.is_set():
         raise InterruptedRunError("interrupted while counting; the same command goes on from here")
     if plan != kept:
@@ -164,13 +164,21 @@ def _same_analysis(asked: Asked, kept: Plan) -> None:
     )
 
 
-def _same_files(asked: Asked, kept: Plan) -> None:
-    replaced = planning.really_replaced(kept, asked.plan, asked.settings)
-    if replaced:
+def _mended_files(asked: Asked, kept: Plan) -> Plan:
+    """The kept plan, to be counted anew where an input file of which nothing is counted was replaced."""
+    replaced = set(planning.really_replaced(kept, asked.plan, asked.settings))
+    if not replaced:
+        return kept
+    counted = replaced & read_stored(asked.folder, kept).counted_paths()
+    if counted:
         raise PlanChangedError(
-            f"{len(replaced)} input files were replaced since {asked.folder} was begun, such as {replaced[0]}. "
-            "--overwrite starts anew"
+            f"{len(counted)} input files were replaced after their events were counted, such as "
+            f"{min(counted)}: the result would mix two versions. --overwrite starts anew"
         )
+    asked.observer.message(
+        "info", f"{len(replaced)} input files were replaced before any event of theirs was counted"
+    )
+    return planning.uncounted(kept, replaced, asked.plan)
 
 
 def plan_only(settings: Settings, *, observer: Observer | None = None) -> Outcome:
@@ -195,7 +203,7 @@ def _already_done(asked: Asked, plan: Plan) -> Outcome | None:
     """The outcome of a run that finished earlier, if all it wrote is still whole."""
     manifest = outputs.read_json(asked.folder / "manifest.json")
     wanted = not asked.settings.no_merge and asked.settings.index is None
-    if not (manifest.get("complete") and manifest.get("fingerprint") == plan.fingerprint and wanted):
+    if not (manifest.get("complete") and manifest.get("plan") == plan.digest() and wanted):
         return None
     recorded = manifest.get("outputs", {})
     if outputs.merged_name(plan) not in recorded or outputs.outputs_intact(asked.folder, recorded):
@@ -244,7 +252,9 @@ def _work(asked: Asked, plan: Plan) -> Outcome:
             raise EngineError(
                 f"{settings.executor} could not be opened: {type(error).__name__}: {error}"
             ) from error
-        return _drive(asked, plan, place, pool, Opened(1 if inline else settings.workers, inline, stack.close, began))
+        return _drive(
+            asked, plan, place, pool, Opened(1 if inline else settings.workers, inline, stack.close, began)
+        )
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ def _chosen(fileset: Fileset, word: str) -> tuple[set[str], list[tuple[str, str]
     if word in names:
         return {word}, []
     if word.isascii() and word.isdigit():
-        found = {dataset.name for dataset in fileset.datasets if dataset.index == int(word)}
+        index = word.lstrip("0") or "0"  # as text: int() refuses thousands of digits
+        found = {dataset.name for dataset in fileset.datasets if str(dataset.index) == index}
         if found:
             return found, []
         raise UnknownNameError(

@@ -106,6 +106,7 @@ _PACKAGES = tuple(f"{os.sep}{name}-packages{os.sep}" for name in ("site", "dist"
 _READERS = frozenset({"count.py", "events.py", "template.py"})
 _FETCH = frozenset({"extract_column", "get_column_handle"})
 _MAPPING = os.path.join("coffea", "nanoevents", "mapping") + os.sep  # noqa: PTH118 - part of a file name
+_FACTORY = os.path.join("coffea", "nanoevents", "factory.py")  # noqa: PTH118 - part of a file name
 _LOWER = tuple(os.sep + name + os.sep for name in ("uproot", "fsspec", "fsspec_xrootd", "XRootD", "aiohttp"))
 # The one function of ours that calls the analysis: what follows is the user's, until a column is fetched.
 CALL = "call_analysis"
@@ -213,7 +214,9 @@ def _while_reading(error: BaseException) -> bool:
             reading = True
         elif _users(step.file):
             reading = False
-        elif any(part in step.file for part in _LOWER):
+        elif any(part in step.file for part in _LOWER) or (
+            step.name == "from_root" and _FACTORY in step.file
+        ):
             lower = True
     return lower if reading is None else reading
 

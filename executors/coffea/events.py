@@ -85,6 +85,11 @@ class Input:
         return int(self._file.file.source.num_requested_bytes)
 
     @property
+    def width(self) -> int:
+        """How many branches the tree has, not counting those within others."""
+        return len(self._tree.branches if hasattr(self._tree, "branches") else self._tree.field_records)
+
+    @property
     def lazy(self) -> bool:
         """Whether slices are made from a template, not by coffea one by one."""
         return self._template is not None
@@ -164,7 +169,7 @@ def open_input(
             if found is not None:
                 refuse_cut(piece.path, file.file.fEND, found[1])
             source = Input(file, piece, schema=schema, columns=columns, about=about, lazy=lazy)
-            _aside.freeze()
+            _aside.freeze(source.width)
         stack.callback(_aside.release)
         yield source
 
@@ -177,29 +182,28 @@ class _Aside:
     files one is made, at a cost that is small beside opening them.
     """
 
-    MOST = 300_000  # objects of closed files, some 80 MB
+    MOST = 10_000  # branches of closed files, of some 50 objects each
 
     def __init__(self) -> None:
-        self._least: int | None = None  # objects set aside by the first file after a collection
         self._open = 0
+        self._left = 0
 
-    def freeze(self) -> None:
-        """Set aside all there is."""
+    def freeze(self, branches: int) -> None:
+        """Set aside all there is, for a file of so many branches."""
         self._open += 1
+        # Counted by branches, because to ask how many objects are frozen takes longer than the rest of this.
+        self._left += branches + 50
         gc.freeze()
-        if self._least is None:
-            self._least = gc.get_freeze_count()
 
     def release(self) -> None:
         """Back to normal when the last open file is closed."""
         self._open -= 1
         if self._open:
             return
-        much = gc.get_freeze_count() - (self._least or 0) > self.MOST
         gc.unfreeze()
-        if much:
+        if self._left > self.MOST:
             gc.collect()
-            self._least = None
+            self._left = 0
 
 
 _aside = _Aside()

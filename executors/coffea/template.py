@@ -14,7 +14,6 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import awkward as ak
-import coffea
 import uproot
 from coffea.nanoevents import BaseSchema, NanoAODSchema, NanoEventsFactory
 from coffea.nanoevents.mapping import TrivialUprootOpener, UprootSourceMapping
@@ -29,6 +28,17 @@ log = logging.getLogger(__name__)
 
 KEPT = 16  # templates in a process; about 2 MB each for the widest files
 _BYTEORDER = "<" if sys.byteorder == "little" else ">"
+# What a branch of objects says of their class.
+ELEMENT = (
+    "fClassName",
+    "fParentName",
+    "fClonesName",
+    "fCheckSum",
+    "fClassVersion",
+    "fID",
+    "fType",
+    "fStreamerType",
+)
 _kept: OrderedDict[Hashable, Template | None] = OrderedDict()
 
 
@@ -143,14 +153,7 @@ def template_for(file: Any, tree: Any, schema: Any, names: frozenset[str] | None
 
     None where a template would not show exactly what coffea shows: then use ``public_events``.
     """
-    key = (
-        structure(tree),
-        _schema_key(schema, tree),
-        names,
-        coffea.__version__,
-        uproot.__version__,
-        ak.__version__,
-    )
+    key = structure(tree), _schema_key(schema, tree), names
     if key in _kept:
         _kept.move_to_end(key)
         return _kept[key]
@@ -209,30 +212,12 @@ def structure(tree: Any) -> Hashable:
 
 def _branch(branch: Any) -> Hashable:
     leaves = tuple(
-        (leaf.classname, leaf.member("fTitle"), leaf.all_members.get("fLen"))
+        (leaf.classname, *(leaf.member(name) for name in ("fTitle", "fLen", "fLenType", "fIsUnsigned")))
         for leaf in branch.member("fLeaves")
     )
-    element = ()
-    if branch.has_member("fClassName"):
-        names = (
-            "fClassName",
-            "fParentName",
-            "fClonesName",
-            "fCheckSum",
-            "fClassVersion",
-            "fID",
-            "fType",
-            "fStreamerType",
-        )
-        element = tuple(branch.member(name) for name in names)
-    return (
-        branch.name,
-        branch.title,
-        branch.classname,
-        leaves,
-        element,
-        tuple(_branch(b) for b in branch.branches),
-    )
+    element = tuple(branch.member(name) for name in ELEMENT) if branch.has_member("fClassName") else ()
+    own = (branch.name, branch.title, branch.classname)
+    return (*own, leaves, element, tuple(_branch(b) for b in branch.branches))
 
 
 def _schema_key(schema: Any, tree: Any) -> Hashable:

@@ -78,7 +78,7 @@ def _build(setup: dict[str, Any]) -> Callable[[int], Slot]:
         logs, memory=setup["memory"], preload=("executors.engines.dask_host", *setup["preload"])
     )
     certificate, key = make_certificate(private / "keys")
-    dask.config.set(CONFIG)
+    dask.config.set(CONFIG | {"temporary-directory": str(private)})
     security = _security(str(certificate), str(key))
     scheduler = {"host": LOOPBACK, "port": 0, "protocol": "tls", "dashboard": False, "security": security}
     cluster = distributed.SpecCluster(
@@ -161,7 +161,7 @@ def work(sock: socket.socket) -> None:
     except BaseException as error:  # noqa: BLE001 - the worker's edge: the runner must learn why
         send(sock, FAILED, pack_error(error))
         return
-    dask.config.set(CONFIG)
+    dask.config.set(CONFIG | {"temporary-directory": setup["local"]})
     asyncio.run(_work(sock, setup))
 
 

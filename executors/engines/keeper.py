@@ -52,15 +52,20 @@ class Keeper:
         self.wake, self.woken = socket.socketpair()
         self.wake.setblocking(False)
         self.woken.setblocking(False)
+        self.parent = runner
         self.runner = _pidfd(runner)
         self.oom_kills = _oom_kills()
 
     def start(self) -> bool:
-        """Take the setup message; False when the runner was gone before it."""
+        """Take the setup from standard input; False when the runner was gone before it was complete."""
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        setup = self._message()[0]
-        if setup is None:
+        try:
+            setup = pickle.load(sys.stdin.buffer)
+        except (EOFError, pickle.UnpicklingError):
             return False
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
         sys.path[:] = setup["path"]
         self.memory, self.sweep = setup["memory"], setup["sweep"]
         self._preload(setup["preload"])
@@ -70,8 +75,7 @@ class Keeper:
 
     def _preload(self, names: list[str]) -> None:
         # An import may take seconds or hang on a file system: the runner's end must still be noticed.
-        parent = os.getppid()
-        signal.signal(signal.SIGALRM, lambda *_: None if os.getppid() == parent else os._exit(0))
+        signal.signal(signal.SIGALRM, lambda *_: None if os.getppid() == self.parent else os._exit(0))
         signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
         for name in names:
             try:
@@ -85,10 +89,11 @@ class Keeper:
         """Serve until the runner closes its end or is gone."""
         poller = select.poll()
         for fd in (self.control.fileno(), self.woken.fileno(), self.runner):
-            poller.register(fd, select.POLLIN)
+            if fd >= 0:
+                poller.register(fd, select.POLLIN)
         while True:
             ready = {fd for fd, _ in poller.poll(self._pause())}
-            if self.runner in ready:
+            if self.runner in ready or os.getppid() != self.parent:
                 return
             if self.woken.fileno() in ready:
                 with contextlib.suppress(BlockingIOError):
@@ -101,7 +106,7 @@ class Keeper:
     def _pause(self) -> int | None:
         if self.memory is not None and self.wards:
             return int(MEMORY_POLL * 1000)
-        return 500 if any(ward.stopped for ward in self.wards.values()) else None
+        return 500 if self.runner < 0 or any(ward.stopped for ward in self.wards.values()) else None
 
     def _message(self) -> tuple[dict[str, Any] | None, list[int]]:
         try:
@@ -121,7 +126,7 @@ class Keeper:
         return True
 
     def _spawn(self, request: dict[str, Any], fd: int) -> None:
-        keeper = os.getpid()
+        keeper, self.oom_kills = os.getpid(), _oom_kills()
         try:
             pid = os.fork()
         except OSError as error:
@@ -139,7 +144,8 @@ class Keeper:
             signal.set_wakeup_fd(-1)
             for sock in (self.control, self.wake, self.woken):
                 sock.close()
-            os.close(self.runner)
+            if self.runner >= 0:
+                os.close(self.runner)
             os.set_inheritable(fd, False)
             _settle_in(request["log"], keeper)
             module, _, function = request["target"].partition(":")
@@ -260,7 +266,10 @@ def _settle_in(log: str, keeper: int) -> None:
 
 
 def _pidfd(runner: int) -> int:
-    fd = os.pidfd_open(runner)
+    try:
+        fd = os.pidfd_open(runner)
+    except OSError:  # a kernel before 5.3, or a container that forbids it: the loop looks at the parent
+        fd = -1
     if os.getppid() != runner:  # it died before, and the number may be another's by now
         os._exit(0)
     return fd

@@ -94,16 +94,21 @@ class Nursery:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, (log_dir / "keeper.log").open("ab") as log:
             self._process = _start(theirs, log, dict(os.environ) | dict(env or {}))
+        self._set_up(memory, preload, sweep)
+        self._listener = threading.Thread(target=self._listen, name="nursery", daemon=True)
+        self._listener.start()
+
+    def _set_up(self, memory: int | None, preload: tuple[str, ...], sweep: Path | None) -> None:
         setup = {
             "path": [entry or str(Path.cwd()) for entry in sys.path],
             "memory": memory,
             "preload": ["executors.engines.call", *preload],
             "sweep": str(sweep) if sweep else None,
         }
-        with contextlib.suppress(OSError):  # a keeper that is gone already is noticed by the listener
-            self._control.send(pickle.dumps(setup))
-        self._listener = threading.Thread(target=self._listen, name="nursery", daemon=True)
-        self._listener.start()
+        pipe = self._process.stdin
+        if pipe is not None:
+            with contextlib.suppress(OSError), pipe:  # a keeper that is gone is noticed by the listener
+                pipe.write(pickle.dumps(setup))
 
     @property
     def pid(self) -> int:
@@ -178,7 +183,7 @@ def _start(sock: socket.socket, log: IO[bytes], env: dict[str, str]) -> subproce
     try:
         return subprocess.Popen(  # noqa: S603 - our own interpreter and file
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             env=env,

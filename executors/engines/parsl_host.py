@@ -13,6 +13,7 @@ import signal
 import site
 import sys
 import sysconfig
+import threading
 import time
 from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
@@ -29,7 +30,7 @@ import executors
 from executors.engines.base import WorkerDied
 from executors.engines.call import rebuild_outcome
 from executors.engines.host import serve_host
-from executors.engines.parsl_task import run_noted
+from executors.engines.parsl_task import outcome_file, run_noted
 from executors.errors import EngineError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from executors.engines.pool import Slot
 
 LOOPBACK = "127.0.0.1"
-START_LIMIT = 300.0  # seconds to the first answer: cold imports from a slow file system
+START_LIMIT = 120.0  # seconds to the first answer: cold imports from a slow file system
 TAKE_LIMIT = 30.0  # seconds until a free worker must have begun a task; Parsl's queues can lock up for ever
 STOPPED_LIMIT = 5.0
 POLL = 0.5
@@ -78,8 +79,16 @@ def _build(setup: dict[str, Any]) -> Callable[[int], Slot]:
         initialize_logging=False,
     )
     pool = ParslPoolExecutor(config)
+    threading.Thread(target=_watch_interchange, args=(executor,), name="interchange", daemon=True).start()
     common = {"path": setup["path"], "logs": setup["logs"], "outfit": str(outfit), "pythonpath": before}
     return lambda index: ParslSlot(pool, private / f"note-{index}", common)
+
+
+def _watch_interchange(executor: HighThroughputExecutor) -> None:
+    # Parsl itself would not notice: tasks would wait until their workers miss its heartbeats.
+    process = executor.interchange_proc
+    if process is not None:
+        _give_up(f"its interchange ended with {process.wait()}")
 
 
 def _prepare_environment() -> str | None:
@@ -135,15 +144,26 @@ class ParslSlot:
         watch = _Watch(limit)
         while True:
             try:
-                outcome: bytes = future.result(POLL)
+                refusal: bytes = future.result(POLL)
             except NotYet:
+                if (outcome := self._outcome()) is not None:
+                    return outcome
                 watch.look(self._taker())
             except WorkerLost as error:
                 raise WorkerDied.of("lost") from error
             except Exception as error:  # noqa: BLE001 - anything else is Parsl's own end
                 _give_up(f"{type(error).__name__}: {error}")
             else:
-                return outcome
+                return refusal or self._outcome() or b""
+
+    def _outcome(self) -> bytes | None:
+        path = outcome_file(str(self._note), self._ticket)
+        try:
+            outcome = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        path.unlink()
+        return outcome
 
     def _taker(self) -> int | None:
         with contextlib.suppress(OSError, ValueError):
@@ -161,7 +181,7 @@ class _Watch:
         self._odd_since: float | None = None
 
     def look(self, pid: int | None) -> None:
-        """Return if waiting makes sense; kill a stopped worker, raise for a dead one, end a stuck Parsl."""
+        """Return if waiting makes sense; kill a stopped worker, end a stuck Parsl."""
         now = time.monotonic()
         if pid is None:
             if now > self._limit:
@@ -173,9 +193,9 @@ class _Watch:
         elif self._odd_since is None:
             self._odd_since = now
         elif now - self._odd_since > STOPPED_LIMIT:
+            if state != "T":
+                _give_up("a worker is dead and Parsl has not said so")
             _kill(pid)
-            if state != "T":  # dead, and Parsl has not said so
-                raise WorkerDied.of("lost")
 
 
 def _state(pid: int) -> str:

@@ -17,7 +17,11 @@ _ready: list[bool] = []
 
 
 def run_noted(common: dict[str, Any], note: str, ticket: int, blob: bytes) -> bytes:
-    """The outcome of a call; for an empty one, nothing, or the outcome of an initializer that raised."""
+    """Make a call and leave its outcome beside the note; returns the outcome of an initializer that raised.
+
+    Parsl hands results to a thread of the worker: a next task that kills the worker would take the result of
+    this one along. What is in a file by then is safe.
+    """
     Path(note).write_text(f"{ticket} {os.getpid()}", encoding="ascii")
     if not _ready:
         try:
@@ -25,7 +29,17 @@ def run_noted(common: dict[str, Any], note: str, ticket: int, blob: bytes) -> by
         except BaseException as error:  # noqa: BLE001 - the worker's edge: the runner must learn why
             return pack_error(error)
         _ready.append(True)
-    return run(blob) if blob else b""
+    if blob:
+        outcome = outcome_file(note, ticket)
+        half = outcome.with_suffix(".part")
+        half.write_bytes(run(blob))
+        half.replace(outcome)
+    return b""
+
+
+def outcome_file(note: str, ticket: int) -> Path:
+    """Where the outcome of one call is."""
+    return Path(f"{note}-{ticket}.out")
 
 
 def _dress(common: dict[str, Any]) -> None:

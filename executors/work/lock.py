@@ -149,11 +149,6 @@ def _acquire(folder: Path, until: float) -> Lock:
             return lock
 
 
-def _named(holder: dict[str, Any]) -> str:
-    who, host, pid = (holder.get(key, "?") for key in ("user", "host", "pid"))
-    return f"{who} on {host} (process {pid}, since {holder.get('since', '?')})"
-
-
 def _held_message(folder: Path, number: int, holder: dict[str, Any]) -> str:
     if holder is UNREADABLE:
         return (
@@ -169,7 +164,7 @@ def _held_message(folder: Path, number: int, holder: dict[str, Any]) -> str:
 
 def _highest(folder: Path) -> tuple[int, dict[str, Any] | None]:
     """The highest lock number and who holds it, None if nobody."""
-    for _ in range(1000):
+    for _ in range(200):
         number = max(_numbers(folder), default=0)
         if not number:
             return 0, None

@@ -114,6 +114,11 @@ class Plan:
                 out.append(Split(position, dataset.index, part, first, dataset.files[first : first + step]))
         return tuple(out)
 
+    def digest(self) -> str:
+        """A hash over all that is planned."""
+        body = json.dumps(asdict(self), separators=(",", ":"), sort_keys=True)
+        return hashlib.blake2b(body.encode(), digest_size=20).hexdigest()
+
     def save(self, path: Path) -> None:
         """Write the plan, whole or not at all, with a checksum of its own."""
         body = json.dumps(asdict(self), separators=(",", ":"), sort_keys=True)

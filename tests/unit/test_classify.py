@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import os
 import pickle
+import tempfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import awkward as ak
 import numpy as np
 import pytest
 import uproot
+from coffea.nanoevents import NanoAODSchema
+from coffea.processor import IterativeExecutor, Runner
 
 from executors.coffea.analysis import CoffeaAnalysis
-from executors.coffea.classify import ColumnError, InputError, classify, forbidden_by_mode, frames
-from executors.coffea.count import count
+from executors.coffea.classify import ColumnError, InputError, chain, classify, forbidden_by_mode, frames
+from executors.coffea.count import count, count_many
 from executors.errors import AnalysisError, EngineError, SiteError
 from executors.work.model import FileSlice, Kind
-from tests.data import KINDS, LAZY, corrupt, mend, write_events
+from tests.data import DENIED, KINDS, LAZY, corrupt, mend, write_events
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 RNTUPLE = pytest.mark.parametrize("rntuple", [False, True], ids=["TTree", "RNTuple"])
 LAZILY = pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "public"])
@@ -79,6 +87,35 @@ def test_every_damage_is_the_inputs(
     if kind in LAZY:
         # Read inside the analysis, which sees coffea's and uproot's own error.
         assert not isinstance(error, InputError)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_damage_is_the_inputs_through_coffeas_own_runner(good: Path, tmp_path: Path, kind: str) -> None:
+    """The drop-in executor asks about errors of coffea's own work function, which has no frame of ours."""
+    if kind in {"short", "changed"}:
+        pytest.skip("coffea itself does not notice it")
+    NanoAODSchema.warn_missing_crossrefs = False
+    run = Runner(IterativeExecutor(status=False, retries=0), schema=NanoAODSchema)
+    chunks = list(run.preprocess({"dy": {"files": {str(good): "Events"}}}, treename="Events"))
+    path = mend(tmp_path / "bad.root", good)
+    chunk = dataclasses.replace(chunks[0], filename=str(path))
+    corrupt(kind, path)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - coffea wraps everything
+        run([chunk], plain)
+    inner = list(chain(caught.value))[-1]
+    assert classify(inner, str(path)) is Kind.BAD, repr(inner)
+    assert classify(caught.value, str(path)) is Kind.BAD, repr(inner)
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_the_users_own_through_coffeas_own_runner(good: Path, number: int) -> None:
+    processor = USER[number]
+    NanoAODSchema.warn_missing_crossrefs = False
+    run = Runner(IterativeExecutor(status=False, retries=0), schema=NanoAODSchema)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - coffea wraps everything
+        run({"dy": [str(good)]}, processor, treename="Events")
+    assert classify(caught.value) is Kind.USER
+    assert frames(caught.value)[-1].startswith("test_classify.py:")
 
 
 def test_refusals_name_the_file(good: Path, tmp_path: Path) -> None:
@@ -399,13 +436,36 @@ def test_a_mode_that_forbids_is_the_files(tmp_path: Path) -> None:
     assert not forbidden_by_mode(str(tmp_path / "no.root"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
-    path = write_events(tmp_path / "a.root", 5)
-    piece = piece_of(path)
-    corrupt("denied", path)
-    analysis, error = raised(piece, plain)
-    assert analysis.classify(error) is Kind.BAD
+@contextlib.contextmanager
+def ordinary_rights() -> Iterator[None]:
+    """For root, who may read everything, the rights of one who may not."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_file_that_may_not_be_read(good: Path) -> None:
+    piece = piece_of(good)
+    with tempfile.TemporaryDirectory() as folder:
+        open_folder, closed_folder = Path(folder), Path(folder) / "closed"
+        open_folder.chmod(0o755)
+        closed_folder.mkdir()
+        refused = corrupt(DENIED, mend(open_folder / "a.root", good))
+        behind = mend(closed_folder / "b.root", good)
+        closed_folder.chmod(0)
+        with ordinary_rights():
+            for where, kind in ((refused, Kind.BAD), (behind, Kind.SITE)):
+                analysis, error = raised(dataclasses.replace(piece, path=str(where)), plain)
+                assert isinstance(error, PermissionError)
+                assert analysis.classify(error) is kind
+                ((_, answer),) = count_many([(str(where), "Events")], workers=1)
+                assert answer.kind is kind, answer
+        closed_folder.chmod(0o700)
 
 
 def test_errors_travel() -> None:

@@ -34,7 +34,19 @@ from executors.work.report import DatasetCount, Outcome, Summary
 
 REPOSITORY = Path(__file__).parents[2]
 RUNNER = [sys.executable, str(REPOSITORY / "runner.py")]
-HEAVY = ("coffea", "uproot", "awkward", "hist", "numpy", "dask", "distributed", "parsl", "rich", "yaml", "cloudpickle")
+HEAVY = (
+    "coffea",
+    "uproot",
+    "awkward",
+    "hist",
+    "numpy",
+    "dask",
+    "distributed",
+    "parsl",
+    "rich",
+    "yaml",
+    "cloudpickle",
+)
 
 
 @pytest.fixture
@@ -63,7 +75,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
 def run(*argv: str, **more: Any) -> subprocess.CompletedProcess[str]:
     about = {"capture_output": True, "text": True, "timeout": 60, "cwd": "/", "check": False, **more}
-    return subprocess.run([*RUNNER, *argv], **about)
+    return subprocess.run([*RUNNER, *argv], **about)  # noqa: PLW1510
 
 
 # -- help -------------------------------------------------------------------------------------------
@@ -79,23 +91,34 @@ def test_help_is_readable(argv: list[str], capsys: pytest.CaptureFixture[str]) -
         for each in options():
             assert all(flag in out for flag in each.flags), each.name
             assert each.about["group"] + ":" in out
-        for word in (*command.VERBS, "--memory", "--voms", "--wf-arg year=2022", "COFFEA_SCALEOUT_", "exit codes"):
+        for word in (
+            *command.VERBS,
+            "--memory",
+            "--voms",
+            "--wf-arg year=2022",
+            "COFFEA_SCALEOUT_",
+            "exit codes",
+        ):
             assert word in out
 
 
 def test_help_and_mistakes_import_nothing_heavy() -> None:
     script = textwrap.dedent("""
         import sys, runner
-        for argv in (["--help"], ["merge", "--help"], ["--chnk", "3"], ["--show-config"], ["mrge"], ["--limit", "0"]):
-            runner.main(argv)
+        for line in ("--help", "merge --help", "--chnk 3", "--show-config", "mrge", "--limit 0"):
+            runner.main(line.split())
         print("HEAVY", sorted({m.split(".")[0] for m in sys.modules} & set(sys.argv[1].split(","))))
         import executors
         print("HEAVY", sorted({m.split(".")[0] for m in sys.modules} & set(sys.argv[1].split(","))))
     """)
     done = subprocess.run(
-        [sys.executable, "-c", script, ",".join(HEAVY)], capture_output=True, text=True, timeout=60, cwd=REPOSITORY,
+        [sys.executable, "-c", script, ",".join(HEAVY)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
         check=False,
-    )  # fmt: skip
+    )
     assert done.stdout.count("HEAVY []") == 2, done.stdout[-500:] + done.stderr
 
 
@@ -117,14 +140,41 @@ def test_help_comes_at_once() -> None:
 
 def test_options_arrive_as_settings(fake: types.SimpleNamespace) -> None:
     code = runner.main(
-        ["--workflow", "w", "--json=f.json", "-j", "4", "-s", "5", "--wf-arg", "year=2022", "--wf-arg", "a=-1", "--only",
-         "x", "--only", "y", "--no-postprocess", "--no-merge", "-q", "-o", "out.coffea", "--index", "1,2"]
-    )  # fmt: skip
+        [
+            "--workflow",
+            "w",
+            "--json=f.json",
+            "-j",
+            "4",
+            "-s",
+            "5",
+            "--wf-arg",
+            "year=2022",
+            "--wf-arg",
+            "a=-1",
+            "--only",
+            "x",
+            "--only",
+            "y",
+            "--no-postprocess",
+            "--no-merge",
+            "-q",
+            "-o",
+            "out.coffea",
+            "--index",
+            "1,2",
+        ]
+    )
     ((name, (settings,), named),) = fake.calls
     assert (code, name) == (0, "execute")
     assert (settings.wf, settings.json, settings.workers, settings.scaleout) == ("w", "f.json", 4, 5)
     assert settings.wf_arg == {"year": "2022", "a": "-1"}
-    assert (settings.only, settings.postprocess, settings.no_merge, settings.quiet) == (("x", "y"), False, True, True)
+    assert (settings.only, settings.postprocess, settings.no_merge, settings.quiet) == (
+        ("x", "y"),
+        False,
+        True,
+        True,
+    )
     assert (settings.output, settings.index) == (Path("out.coffea"), (1, 2))
     assert callable(named["observer"].progressed)
 
@@ -224,11 +274,43 @@ def test_mistakes_are_one_line_and_exit_2(
 # -- every option of the original ---------------------------------------------------------------------
 
 ORIGINAL = (
-    "--wf --workflow -o --output --outputdir --json --year --campaign --isSyst --ttbar-reweights --isArray --noHist "
-    "--overwrite --executor -j --workers -s --scaleout --memory --disk --voms --chunk --retries --fsize --index --validate "
-    "--skipbadfiles --only --skip-structure-validation --validate-files-per-sample --limit --max --jobName "
-    "--condorFileSize --outputXrootdDir --remoteRepo"
-).split()
+    "--wf",
+    "--workflow",
+    "-o",
+    "--output",
+    "--outputdir",
+    "--json",
+    "--year",
+    "--campaign",
+    "--isSyst",
+    "--ttbar-reweights",
+    "--isArray",
+    "--noHist",
+    "--overwrite",
+    "--executor",
+    "-j",
+    "--workers",
+    "-s",
+    "--scaleout",
+    "--memory",
+    "--disk",
+    "--voms",
+    "--chunk",
+    "--retries",
+    "--fsize",
+    "--index",
+    "--validate",
+    "--skipbadfiles",
+    "--only",
+    "--skip-structure-validation",
+    "--validate-files-per-sample",
+    "--limit",
+    "--max",
+    "--jobName",
+    "--condorFileSize",
+    "--outputXrootdDir",
+    "--remoteRepo",
+)
 
 
 @pytest.mark.parametrize("flag", ORIGINAL)
@@ -282,7 +364,10 @@ def test_secrets_and_control_characters_do_not_reach_the_terminal(
 
 
 def test_a_bug_of_ours_is_a_line_and_a_file(
-    fake: types.SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    fake: types.SimpleNamespace,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     fake.answer = KeyError("TOKEN=canary")
@@ -328,7 +413,10 @@ def test_a_mistake_in_the_users_module_shows_only_the_users_lines(tmp_path: Path
     assert "broken.py:2 in f: return {}['x']" in done.stderr
     assert "Traceback" not in done.stderr
     assert "/executors/" not in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["broken.py", "set.json"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
+        "broken.py",
+        "set.json",
+    ]
 
 
 @pytest.mark.parametrize("how", ["pipe", "device", "closed"])
@@ -336,11 +424,20 @@ def test_a_stream_that_cannot_be_written_is_no_crash(how: str) -> None:
     if how == "pipe":
         read, write = os.pipe()
         os.close(read)
-        done = subprocess.run([*RUNNER, "--help"], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [*RUNNER, "--help"], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
         os.close(write)
     elif how == "device":
         with open("/dev/full", "w") as full:  # noqa: PTH123
-            done = subprocess.run([*RUNNER, "--show-config"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+            done = subprocess.run(
+                [*RUNNER, "--show-config"],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+                check=False,
+            )
     else:
         line = f"{sys.executable} {REPOSITORY / 'runner.py'} --show-config >&- 2>/dev/null; echo $?"
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
@@ -360,22 +457,28 @@ def test_an_ascii_terminal_gets_all_text(tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_no_text_are_refused_in_words() -> None:
-    done = subprocess.run([*RUNNER, b"--wf", b"\xff\xfe", b"--json", b"x"], capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        [*RUNNER, b"--wf", b"\xff\xfe", b"--json", b"x"], capture_output=True, timeout=60, check=False
+    )
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr
 
 
-def test_ctrl_c_before_anything_has_started(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_anything_has_started(tmp_path: Path, number: int) -> None:
     (tmp_path / "slow_wf.py").write_text("import time, sys\nprint('here', flush=True)\ntime.sleep(60)\n")
     (tmp_path / "set.json").write_text('{"a": ["/x.root"]}')
     child = subprocess.Popen(
-        [*RUNNER, "--wf", "slow_wf.py:P", "--json", "set.json"], cwd=tmp_path, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [*RUNNER, "--wf", "slow_wf.py:P", "--json", "set.json"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout is not None
     assert child.stdout.readline() == "here\n"
     began = time.monotonic()
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     _, err = child.communicate(timeout=30)
     assert child.returncode == 130
     assert time.monotonic() - began < 10

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import uproot
+from coffea.nanoevents import BaseSchema
 
 from executors.coffea.classify import ChangedFileError, MissingTreeError
 from executors.coffea.count import Count, Uncounted, count, count_many, identity, seconds, trees
+from executors.coffea.events import open_input
 from executors.errors import UsageError
-from executors.work.model import Kind
+from executors.work.model import FileSlice, Kind
 from tests.data import KINDS, LAZY, corrupt, mend, write_events
 
 if TYPE_CHECKING:
@@ -164,9 +166,21 @@ def test_identity(tmp_path: Path) -> None:
     assert identity(str(tmp_path / "no.root")) is None
 
 
-def test_a_colon_in_a_name(tmp_path: Path) -> None:
-    path = write_events(tmp_path / "a:b" / "c:d.root", 5)
+@pytest.mark.parametrize(
+    "name", ["c:d.root", "a b.root", "häß.root", "100%.root", "a;1.root", "a.root:Events"]
+)
+def test_odd_names(tmp_path: Path, name: str) -> None:
+    path = write_events(tmp_path / "a:b" / name, 5)
     assert count(str(path)).entries == 5
+    piece = FileSlice(0, str(path), "Events", count(str(path)).uuid, 5, 0, ())
+    with open_input(piece, BaseSchema) as source:
+        assert len(source.events(0, 5).run) == 5
+
+
+def test_a_file_url(tmp_path: Path) -> None:
+    path = write_events(tmp_path / "a.root", 5)
+    assert count(f"file://{path}").entries == 5
+    assert count(f"file://{path}").size == path.stat().st_size
 
 
 def test_time_out_is_an_integer() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import awkward as ak
+import numpy as np
 import pytest
 import uproot
 from coffea.nanoevents import BaseSchema, NanoAODSchema, NanoEventsFactory
@@ -197,6 +198,8 @@ def test_files_that_differ_do_not(tmp_path: Path, made: list[str], rntuple: bool
         "less": {k: v for k, v in data.items() if k != "genWeight"},
         "type": {**data, "genWeight": data["genWeight"].astype("f8")},
         "shape": {**data, "genWeight": data["genWeight"].reshape(20, 1)},
+        "sign": {**data, "genWeight": np.arange(20, dtype="i4")},
+        "no sign": {**data, "genWeight": np.arange(20, dtype="u4")},
         "order": dict(reversed(data.items())),
     }
     for name, these in variants.items():
@@ -379,6 +382,19 @@ def test_a_slice_is_gone_when_nobody_holds_it(good: Path) -> None:
             assert factory() is None
         finally:
             gc.enable()
+
+
+def test_closed_files_are_freed(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each set aside what the last one left: a worker of a thousand files must not keep a thousand trees."""
+    monkeypatch.setattr(reading._Aside, "MOST", 500)
+    piece = piece_of(good)
+    most = []
+    for _ in range(2):
+        for _ in range(25):
+            with open_input(piece, NanoAODSchema) as source:
+                source.events(0, 10)
+        most.append(len(gc.get_objects()))
+    assert most[1] - most[0] < 20_000
 
 
 # --- schemas by name ------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +50,9 @@ def test_files_in_every_form(files: Any) -> None:
     read = read_fileset({"dy": files})
     assert paths(read) == ["/d/a.root", "/d/b.root"]
     assert read.warnings == ()
-    assert all(file.treename is file.steps is file.entries is file.uuid is None for file in read.datasets[0].files)
+    assert all(
+        file.treename is file.steps is file.entries is file.uuid is None for file in read.datasets[0].files
+    )
 
 
 def test_trees_are_said_in_every_form() -> None:
@@ -94,9 +95,11 @@ def test_coffeas_own_objects() -> None:
 import json
 from coffea.dataset_tools.filespec import DataGroupSpec
 from executors.fileset import read_fileset
-full = {"object_path": "Events", "steps": [[0, 10]], "num_entries": 10, "uuid": "%s"}
-group = DataGroupSpec({"a": {"files": {"/a.root": full}, "metadata": {"x": 1}}, "b": {"files": {"/b.root": "T"}}})
-for source in (group, {"a": group["a"], "b": group["b"]}, group.model_dump(), json.loads(group.model_dump_json())):
+full = {"object_path": "Events", "steps": [[0, 10]], "num_entries": 10, "uuid": "UUID"}
+one = {"files": {"/a.root": full}, "metadata": {"x": 1}}
+group = DataGroupSpec({"a": one, "b": {"files": {"/b.root": "T"}}})
+parts = {"a": group["a"], "b": group["b"]}
+for source in (group, parts, group.model_dump(), json.loads(group.model_dump_json())):
     read = read_fileset(source)
     assert [d.name for d in read.datasets] == ["a", "b"], read
     assert read.datasets[0].files[0].steps == ((0, 10),), read
@@ -104,9 +107,14 @@ for source in (group, {"a": group["a"], "b": group["b"]}, group.model_dump(), js
     assert read.datasets[1].files[0].treename == "T"
     assert read.warnings == (), read.warnings
 print("fine")
-""" % str(UUID(HEX))
+""".replace("UUID", str(UUID(HEX)))
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=100, cwd=REPOSITORY, check=False
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=REPOSITORY,
+        check=False,
     )
     assert done.stdout.strip() == "fine", done.stderr
 
@@ -163,14 +171,26 @@ def test_globs_and_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     tree = read_fileset({"x": {"files": {"d/?.root": "T"}}})
     assert [file.treename for file in tree.datasets[0].files] == ["T", "T"]
     for wrong in ("d/*.rot", "e", "none/*.root"):
-        with pytest.raises(FilesetError, match="nothing matches|holds no"):
+        with pytest.raises(FilesetError, match=r"nothing matches|holds no"):
             read_fileset({"x": [wrong]})
     with pytest.raises(FilesetError, match="belong to one file"):
         read_fileset({"x": {"files": {"d/*.root": {"num_entries": 3}}}})
     assert paths(read_fileset({"x": ["absent.root"]})) == [f"{here}/absent.root"]  # the plan deals with it
 
 
-def test_relative_paths_are_of_the_current_directory_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_of_everything_is_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("executors.addresses.MOST_FOLDERS", 5)
+    for i in range(4):
+        touch(tmp_path, f"{i}/x.root")
+    assert len(paths(read_fileset({"x": [str(tmp_path)]}))) == 4
+    touch(tmp_path, "4/x.root", "5/x.root")
+    with pytest.raises(FilesetError, match=r"dataset 'x'.*over 5 folders"):
+        read_fileset({"x": [str(tmp_path)]})
+
+
+def test_relative_paths_are_of_the_current_directory_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in ("here", "there"):
         touch(tmp_path / folder, "both.root")
     touch(tmp_path / "there", "a.root", "sub/b.root")
@@ -198,9 +218,21 @@ def test_no_file_is_counted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "link.root").symlink_to("a.root")
     (tmp_path / "e").symlink_to("d")
     same = [
-        ["a.root", "./a.root", str(tmp_path / "a.root"), f"file://{tmp_path}/a.root", "d/../a.root", "link.root", "*a.root"],
+        [
+            "a.root",
+            "./a.root",
+            str(tmp_path / "a.root"),
+            f"file://{tmp_path}/a.root",
+            "d/../a.root",
+            "link.root",
+            "*a.root",
+        ],
         ["d/b.root", "e/b.root", "d"],
-        ["root://Host.cern.ch//s/f.root", "root://host.cern.ch:1094//s/f.root", "xroot://host.cern.ch/s//f.root"],
+        [
+            "root://Host.cern.ch//s/f.root",
+            "root://host.cern.ch:1094//s/f.root",
+            "xroot://host.cern.ch/s//f.root",
+        ],
         ["root://h//s/f.root", "root://h//s/f.root?authz=abc"],
         ["https://h:443/f.root", "https://h/f.root"],
     ]
@@ -209,7 +241,13 @@ def test_no_file_is_counted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert len(paths(read)) == 1, files
         assert len(read.warnings) >= len(files) - 1
         assert "counted once" in read.warnings[0]
-    different = ["root://h:1095//f.root", "root://h//f.root", "root://g//f.root", "http://h/f?x=1", "http://h/f?x=2"]
+    different = [
+        "root://h:1095//f.root",
+        "root://h//f.root",
+        "root://g//f.root",
+        "http://h/f?x=1",
+        "http://h/f?x=2",
+    ]
     different += ["root://h//a#1.root", "root://h//a#2.root"]
     read = read_fileset({"x": different})
     assert (len(paths(read)), read.warnings) == (len(different), ())
@@ -218,14 +256,16 @@ def test_no_file_is_counted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_contradicting_duplicates_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for one, other in (("T", "U"), ("T", {"object_path": "T", "steps": [[0, 5]]}), ("T", None)):
-        with pytest.raises(FilesetError, match="dataset 'x'.*stands there twice, with different"):
+        with pytest.raises(FilesetError, match=r"dataset 'x'.*stands there twice, with different"):
             read_fileset({"x": {"files": {"a.root": one, "./a.root": other}}})
     with pytest.raises(FilesetError, match="treename is 'T', but"):
         read_fileset({"x": {"files": {"a.root": "U"}, "treename": "T"}})
 
 
 def test_a_file_in_two_datasets_is_said() -> None:
-    read = read_fileset({"a": ["/x.root", "/y.root", "/z.root"], "b": ["/y.root", "/x.root"], "c": ["/w.root"]})
+    read = read_fileset(
+        {"a": ["/x.root", "/y.root", "/z.root"], "b": ["/y.root", "/x.root"], "c": ["/w.root"]}
+    )
     assert read.files == 6
     assert read.warnings == ("datasets 'a' and 'b' share '/y.root' and 1 more; both count them",)
 
@@ -374,7 +414,9 @@ def test_unknown_keys_beside_files_are_said() -> None:
 def test_metadata_is_what_json_keeps() -> None:
     import numpy as np
 
-    read = read_fileset({"x": {"files": ["/a.root"], "metadata": {"a": np.float64(2), "b": (1, np.arange(2)), "c": {}}}})
+    read = read_fileset(
+        {"x": {"files": ["/a.root"], "metadata": {"a": np.float64(2), "b": (1, np.arange(2)), "c": {}}}}
+    )
     assert read.datasets[0].metadata == {"a": 2.0, "b": [1, [0, 1]], "c": {}}
     assert json.loads(json.dumps(read.datasets[0].metadata)) == read.datasets[0].metadata
 
@@ -392,7 +434,12 @@ def test_a_large_fileset_is_read_quickly() -> None:
 
 
 def selection() -> Fileset:
-    content = {"dy_1": ["/a.root", "/b.root"], "dy_2": ["/c.root"], "tt": ["/a.root", "/d.root"], "3": ["/e.root"]}
+    content = {
+        "dy_1": ["/a.root", "/b.root"],
+        "dy_2": ["/c.root"],
+        "tt": ["/a.root", "/d.root"],
+        "3": ["/e.root"],
+    }
     return read_fileset(content)
 
 
@@ -454,4 +501,4 @@ def test_limit_takes_the_first_files() -> None:
 
 def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert paths(read_fileset({"x": ["~/a.root"]})) == [os.path.join(tmp_path, "a.root")]
+    assert paths(read_fileset({"x": ["~/a.root"]})) == [str(tmp_path / "a.root")]

@@ -28,7 +28,7 @@ class Without:
 
 class Wrong:
     name = "wrong"
-    capabilities = {"remote": True}
+    capabilities = "remote"
 
     def open(self, site, want):
         raise NotImplementedError
@@ -81,7 +81,14 @@ def test_resolve(name, engine, site):
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("future", "futures"), ("dsk", "dask"), ("dask/locl", "local"), ("parsl/", "local"), ("", "known"), ("/local", "known")],
+    [
+        ("future", "futures"),
+        ("dsk", "dask"),
+        ("dask/locl", "local"),
+        ("parsl/", "local"),
+        ("", "known"),
+        ("/local", "known"),
+    ],
 )
 def test_unknown_names_show_what_is_near(name, near):
     with pytest.raises(UnknownNameError, match=near):
@@ -136,7 +143,8 @@ def test_a_wrong_engine_is_a_clear_error(others, target, says, tmp_path, monkeyp
 
 def test_a_missing_package_answers_with_the_command(monkeypatch):
     real = registry.importlib.util.find_spec
-    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda one: None if one == "parsl" else real(one))
+    without = lambda one: None if one == "parsl" else real(one)  # noqa: E731
+    monkeypatch.setattr(registry.importlib.util, "find_spec", without)
     with pytest.raises(UsageError, match="pip install 'parsl"):
         registry.resolve("parsl/local")
     assert "pip install" in str(registry.describe("parsl/local"))

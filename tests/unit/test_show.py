@@ -26,7 +26,12 @@ WIDE = "数据" * 20
 
 
 def row(name: str, planned: int = 1000, counted: int = 0, **more: Any) -> DatasetCount:
-    about = {"files": 2, "chunks_planned": 10, "chunks_done": counted * 10 // planned if planned else 10, **more}
+    about = {
+        "files": 2,
+        "chunks_planned": 10,
+        "chunks_done": counted * 10 // planned if planned else 10,
+        **more,
+    }
     return DatasetCount(name, events_planned=planned, events_counted=counted, **about)
 
 
@@ -36,13 +41,32 @@ def snapshot(*rows: DatasetCount, **more: Any) -> Snapshot:
 
 def test_numbers_are_short() -> None:
     assert [amount(n) for n in (0, 950, 12345, 999_999, 1_234_567, 45_600_000, 2e9, 3e13)] == [
-        "0", "950", "12,345", "999,999", "1.23M", "45.6M", "2.00G", "30.0T",
-    ]  # fmt: skip
+        "0",
+        "950",
+        "12,345",
+        "999,999",
+        "1.23M",
+        "45.6M",
+        "2.00G",
+        "30.0T",
+    ]
     assert [size(n) for n in (0, 999, 1500, 2e9, 3.5e12)] == ["0 B", "999 B", "1.5 kB", "2.0 GB", "3.5 TB"]
     assert [duration(s) for s in (-1, 0.4, 59, 61, 700, 3700, 360_000)] == [
-        "0 s", "0 s", "59 s", "1 min 1 s", "11 min", "1 h 1 min", "4 days",
-    ]  # fmt: skip
-    assert [percent(a, b) for a, b in ((0, 0), (0, 10), (10, 10), (999_999, 1_000_000), (5, 10))] == [100, 0, 100, 99, 50]
+        "0 s",
+        "0 s",
+        "59 s",
+        "1 min 1 s",
+        "11 min",
+        "1 h 1 min",
+        "4 days",
+    ]
+    assert [percent(a, b) for a, b in ((0, 0), (0, 10), (10, 10), (999_999, 1_000_000), (5, 10))] == [
+        100,
+        0,
+        100,
+        99,
+        50,
+    ]
     assert bar(0, 4) == "────"
     assert bar(100, 4) == bar(170, 4) == "━━━━"
     assert bar(50, 4) == "━━──"
@@ -60,7 +84,8 @@ def test_text_is_clipped_by_columns() -> None:
 def test_one_line_says_it_all() -> None:
     text = line(snapshot(row("a", 1000, 500, failures=2), row("b", 1000, 0, events_missing=100)))
     assert text == (
-        " 25%  500 of 2,000 events, 50/s, 5 of 20 chunks, 2.5 MB read, 2 failures, 100 events given up, 28 s left"
+        " 25%  500 of 2,000 events, 50/s, 5 of 20 chunks, 2.5 MB read, 2 failures,"
+        " 100 events given up, 28 s left"
     )
     assert line(snapshot(row("a"), rate=0.0)).endswith("10 s so far")
     assert line(snapshot(row("a", 10, 10))).startswith("100%")
@@ -70,7 +95,9 @@ def test_one_line_says_it_all() -> None:
 @pytest.mark.parametrize("width", [1, 10, 20, 40, 80, 200])
 @pytest.mark.parametrize("height", [1, 2, 3, 5, 24, 100])
 def test_a_frame_fits_any_window(width: int, height: int) -> None:
-    rows = [row(f"{WIDE}{i}" if i % 2 else f"set{i}", 1000, 100 * (i % 11), failures=i % 3) for i in range(30)]
+    rows = [
+        row(f"{WIDE}{i}" if i % 2 else f"set{i}", 1000, 100 * (i % 11), failures=i % 3) for i in range(30)
+    ]
     lines = frame(snapshot(*rows), width, height)
     assert 1 <= len(lines) <= max(height - 1, 1)
     assert all(cells(text) <= max(width, 10) for text in lines)
@@ -115,7 +142,10 @@ def test_the_table_says_what_is_missing_and_why() -> None:
 
 @pytest.mark.parametrize("width", [1, 20, 50, 60, 80, 120])
 def test_the_table_never_cuts_a_number(width: int) -> None:
-    rows = [row(WIDE + "x" * 50, 123_456_789, 123_456_000, events_missing=789, reasons=("why " * 60,)), row("b")]
+    rows = [
+        row(WIDE + "x" * 50, 123_456_789, 123_456_000, events_missing=789, reasons=("why " * 60,)),
+        row("b"),
+    ]
     text = summary_table(rows, width)
     assert "123,456,789" in text
     assert "123,456,000" in text
@@ -125,9 +155,14 @@ def test_the_table_never_cuts_a_number(width: int) -> None:
 
 def test_the_summary_has_the_outputs() -> None:
     summary = Summary(
-        (row("a", 100, 100),), wall=2.0, cpu=3.0, peak_memory=5 * 10**8, bytes_read=10**6, outputs=("out/x.coffea",),
+        (row("a", 100, 100),),
+        wall=2.0,
+        cpu=3.0,
+        peak_memory=5 * 10**8,
+        bytes_read=10**6,
+        outputs=("out/x.coffea",),
         resumed_events=50,
-    )  # fmt: skip
+    )
     text = summary_text(summary, 80)
     assert "2 s, 25 events/s, 3 s of CPU time, 1.0 MB read, 500.0 MB at most on a worker" in text
     assert text.endswith("→ out/x.coffea")
@@ -157,7 +192,9 @@ def drive(progress: Progress, clock: Clock, steps: int, seconds: float) -> None:
     progress.finished(Summary((row("a", 1000, 1000),)))
 
 
-@pytest.mark.parametrize(("seconds", "most", "least"), [(0.5, 1, 1), (60, 22, 10), (3600, 362, 300), (30, 21, 5)])
+@pytest.mark.parametrize(
+    ("seconds", "most", "least"), [(0.5, 1, 1), (60, 22, 10), (3600, 362, 300), (30, 21, 5)]
+)
 def test_a_pipe_gets_a_line_now_and_then(seconds: float, most: int, least: int) -> None:
     stream, clock = io.StringIO(), Clock()
     with Progress(stream, clock=clock) as progress:
@@ -210,7 +247,9 @@ def test_our_own_loggers_are_heard_and_let_go() -> None:
     assert logging.getLogger("executors").handlers == []
 
 
-@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "no space"), ValueError("closed")])
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(), OSError(errno.ENOSPC, "no space"), ValueError("closed")]
+)
 def test_a_reader_who_left_disturbs_nothing(error: Exception) -> None:
     class Gone(io.StringIO):
         tries = 0
@@ -255,7 +294,9 @@ ON_A_TERMINAL = """
 import sys, time
 from executors.show import Progress
 from executors.work.report import DatasetCount, Snapshot, Summary
-rows = lambda n: tuple(DatasetCount(f"set{i}", 1, 1000, n, chunks_planned=10, chunks_done=n // 100) for i in range(30))
+def rows(n):
+    chunks = {"chunks_planned": 10, "chunks_done": n // 100}
+    return tuple(DatasetCount(f"set{i}", 1, 1000, n, **chunks) for i in range(30))
 with Progress() as progress:
     progress.started(rows(0), workers=2)
     for n in range(0, 1001, 50):
@@ -283,7 +324,11 @@ def on_a_terminal(rows: int, columns: int, close_after: float | None = None, **e
     for name in ("COLUMNS", "LINES"):
         environment.pop(name, None)
     child = subprocess.Popen(
-        [sys.executable, "-c", ON_A_TERMINAL], stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+        [sys.executable, "-c", ON_A_TERMINAL],
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        start_new_session=True,
     )
     os.close(theirs)
     shown, began = b"", time.monotonic()
