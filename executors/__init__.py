@@ -26,9 +26,9 @@ if TYPE_CHECKING:
         UnknownNameError,
         UsageError,
     )
+    from executors.interface import digest, load, run
     from executors.pools import open  # noqa: A004 - the verb users know: executors.open(name)
     from executors.registry import describe, names
-    from executors.running import digest, load, run
 
 _ERRORS = (
     "AnalysisError",
@@ -46,12 +46,12 @@ _ERRORS = (
 )
 _HOMES = {
     "describe": "executors.registry",
-    "digest": "executors.running",
+    "digest": "executors.interface",
     "for_coffea": "executors.coffea.adapter",
-    "load": "executors.running",
+    "load": "executors.interface",
     "names": "executors.registry",
     "open": "executors.pools",
-    "run": "executors.running",
+    "run": "executors.interface",
     **dict.fromkeys(_ERRORS, "executors.errors"),
 }
 

@@ -7,17 +7,20 @@ number of tasks; where workers do not see that directory it rides in the call.
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executors.errors import AnalysisError, DamagedError
+from executors.errors import AnalysisError, DamagedError, UsageError
 from executors.work.merge import MergeTask, merge
 from executors.work.store import write_whole
 from executors.work.worker import perform
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from executors.work.model import Analysis, Receipt, Task
     from executors.work.worker import Place
 
@@ -71,6 +74,8 @@ def prepare(analysis: Analysis, place: Place) -> Call:
     path = place.run / "job" / f"{digest}.pkl"
     if place.shared:
         write_whole(path, [data])
+        # Whoever merges later finds the workflow's modules where this process does.
+        write_whole(path.with_suffix(".json"), [json.dumps([*sys.path]).encode()])
     return Call(digest, place, path, None if place.shared else data)
 
 
@@ -103,4 +108,17 @@ def stored_analysis(folder: Path) -> Any:
     data = jobs[-1].read_bytes()
     if hashlib.blake2b(data, digest_size=20).hexdigest() != jobs[-1].stem:
         raise DamagedError(f"{jobs[-1]} is damaged; run the command of that directory again")
-    return cloudpickle.loads(data)
+    if jobs[-1].stat().st_uid != os.geteuid():
+        raise UsageError(
+            f"{jobs[-1]} belongs to somebody else, and reading it would run code of theirs: --no-postprocess"
+        )
+    known = set(sys.path)
+    sys.path.extend(e for e in json.loads(jobs[-1].with_suffix(".json").read_bytes()) if e not in known)
+    try:
+        return cloudpickle.loads(data)
+    except Exception as error:
+        # Whatever importing the user's modules raises.
+        raise AnalysisError(
+            f"the workflow of {folder} cannot be loaded to apply its postprocess: {type(error).__name__}: "
+            f"{error}. Run this where its modules can be imported, or with --no-postprocess"
+        ) from error

@@ -1,4 +1,4 @@
-"""From a fileset to the kept plan: counts what is not known yet, and compares with what an earlier run fixed."""
+"""From a fileset to the kept plan: count what is not known, compare with what an earlier run fixed."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def uncounted(kept: Plan, paths: set[str], asked: Plan) -> Plan:
 
 
 def fill_counts(plan: Plan, settings: Settings, say: Say, stop: Event) -> Plan:
-    """Count the files that nobody has counted; those that cannot be counted keep their place and the reason."""
+    """Count what nobody has counted; a file that cannot be counted keeps its place, and the reason."""
     wanted = [(i, j) for i, d in enumerate(plan.datasets) for j, f in enumerate(d.files) if f.entries is None]
     if not wanted:
         return plan
@@ -154,6 +154,23 @@ def fill_counts(plan: Plan, settings: Settings, say: Say, stop: Event) -> Plan:
         limited = plans.limit_chunks(filled.datasets, plan.chunk, settings.max, settings.max_per_dataset)
         filled = replace(filled, datasets=limited)
     return filled
+
+
+def unreadable(plan: Plan, settings: Settings, stop: Event) -> list[tuple[str, str]]:
+    """Every file opened anew, whatever is known of it: those that cannot be, or that are other files now."""
+    from executors.coffea.count import Count, count_many
+
+    files = [f for d in plan.datasets for f in d.files]
+    bad = []
+    answers = count_many([(f.path, f.treename) for f in files], workers=COUNTERS, timeout=_timeout(settings))
+    for i, result in answers:
+        if not isinstance(result, Count):
+            bad.append((files[i].path, f"{result.error}: {result.message}"[:300]))
+        elif files[i].uuid not in (None, result.uuid):
+            bad.append((files[i].path, "it is another file than when the plan was made"))
+        if stop.is_set():
+            break
+    return bad
 
 
 def _asked_tree(plan: Plan, place: tuple[int, int]) -> str:
@@ -184,7 +201,7 @@ def _counted(
     for attempt in range(settings.retries + 1):
         if attempt:
             stop.wait(min(2.0 ** (attempt - 1), 30.0))
-        passing = _count_once(plan, places, settings, say, stop, out)
+        passing = _count_once(plan, places, settings, say, stop, out=out)
         if not passing or stop.is_set():
             break
         places = passing
@@ -197,6 +214,7 @@ def _count_once(
     settings: Settings,
     say: Say,
     stop: Event,
+    *,
     out: dict[tuple[int, int], PlannedFile],
 ) -> list[tuple[int, int]]:
     from executors.coffea.count import Count, count_many

@@ -1,4 +1,4 @@
-"""``executors.open``: any engine at any site as a ``concurrent.futures.Executor``, for whoever wants just that."""
+"""``executors.open``: any engine at any site as a ``concurrent.futures.Executor``, and nothing more."""
 
 from __future__ import annotations
 

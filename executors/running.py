@@ -1,6 +1,6 @@
 """One whole run: settings in, outputs and an account out. The only place where all rooms meet.
 
-``execute`` is what the command calls, ``run`` what Python calls; both take the same path.
+``execute`` is what the command and the Python interface call.
 """
 
 from __future__ import annotations
@@ -8,18 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executors import outputs, planning
+from executors.combining import merge_dirs
 from executors.errors import (
-    AnalysisError,
     EngineError,
     ExecutorsError,
     IncompleteError,
@@ -29,7 +26,8 @@ from executors.errors import (
     UsageError,
 )
 from executors.finish import Finish
-from executors.inspection import inspect, merge_dirs, read_stored, status
+from executors.inspection import inspect, read_stored, status
+from executors.signals import stopping
 from executors.work import lock, notes
 from executors.work.drive import Drive, Terms, merge_here
 from executors.work.journal import Journal
@@ -39,8 +37,9 @@ from executors.work.report import Outcome, Silent
 from executors.work.worker import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable
     from concurrent.futures import Executor
+    from pathlib import Path
 
     from executors.fileset import Fileset
     from executors.fingerprint import Fingerprint
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from executors.work.report import Observer
     from executors.workflow import Workflow
 
-__all__ = ["digest", "execute", "inspect", "load", "merge_dirs", "plan_only", "run", "status"]
+__all__ = ["execute", "inspect", "merge_dirs", "plan_only", "status"]
 
 CHUNK_TIMEOUT = 3600.0
 OURS = ("plan.json", "manifest.json", "failed.json", "journal.jsonl")
@@ -82,7 +81,7 @@ def execute(
     fileset: Any = None,
     folder: Path | None = None,
 ) -> Outcome:
-    """Do what the settings say; the outcome has the exit code. Errors of use are raised before work starts."""
+    """Do what the settings say; errors of use are raised before any work starts."""
     asked = _asked(settings, observer or Silent(), workflow, fileset, folder)
     with lock.hold(asked.folder):
         if settings.overwrite:
@@ -142,13 +141,28 @@ def _kept_or_new(asked: Asked) -> Plan:
         planning.compare(kept, asked.plan, asked.folder)
         _same_analysis(asked, kept)
     begun = asked.plan if kept is None else _mended_files(asked, kept)
-    with _signals(asked.stop):
+    with stopping(asked.stop):
         plan = planning.fill_counts(begun, asked.settings, asked.observer.message, asked.stop)
     if asked.stop.is_set():
         raise InterruptedRunError("interrupted while counting; the same command goes on from here")
     if plan != kept:
         plan.save(path)
+    if asked.settings.validate:
+        _validate(asked, plan)
     return plan
+
+
+def _validate(asked: Asked, plan: Plan) -> None:
+    """Open every file and refuse to begin if one of them is bad; nothing is edited."""
+    bad = planning.unreadable(plan, asked.settings, asked.stop)
+    if asked.stop.is_set():
+        raise InterruptedRunError("interrupted while checking files; the same command begins again")
+    if bad:
+        listed = "".join(f"\n  {path}: {why}" for path, why in bad[:20])
+        raise IncompleteError(
+            f"{len(bad)} of {sum(len(d.files) for d in plan.datasets)} files cannot be used:{listed}\n"
+            "Mend them, take them out of the fileset, or go without --validate and with --skipbadfiles"
+        )
 
 
 def _same_analysis(asked: Asked, kept: Plan) -> None:
@@ -209,7 +223,8 @@ def _already_done(asked: Asked, plan: Plan) -> Outcome | None:
     if outputs.merged_name(plan) not in recorded or outputs.outputs_intact(asked.folder, recorded):
         return None
     if asked.settings.output is not None:
-        return None
+        asked.settings.output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(asked.folder / outputs.merged_name(plan), asked.settings.output)
     events = sum(row["events_counted"] for row in manifest["datasets"].values())
     text = (
         f"already complete: {events} events in {asked.folder / outputs.merged_name(plan)}; "
@@ -242,7 +257,7 @@ def _work(asked: Asked, plan: Plan) -> Outcome:
         preload=() if inline else ("executors.coffea.analysis",),
     )
     began = time.monotonic()
-    with _signals(asked.stop, place.stop, 4.0 if inline else None), contextlib.ExitStack() as stack:
+    with stopping(asked.stop, place.stop, 4.0 if inline else None), contextlib.ExitStack() as stack:
         try:
             pool = stack.enter_context(engine.open(site, want))
         except ExecutorsError:
@@ -342,104 +357,3 @@ def _selected(plan: Plan, index: tuple[int, ...] | None) -> list[int] | None:
             + (f"; the last one is {end.index},{end.part}" if end else "")
         )
     return chosen
-
-
-@contextlib.contextmanager
-def _signals(
-    stop: threading.Event, flag: Path | None = None, force_after: float | None = None
-) -> Iterator[None]:
-    """Let the first signal stop the run in order, the second one at once; ``flag`` is what workers look for."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    timers: list[threading.Timer] = []
-
-    def on_signal(number: int, _: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        if flag is not None:
-            with contextlib.suppress(OSError):
-                flag.touch()
-        if force_after is not None:
-            # The task runs in this very thread: give it a while to end, then interrupt it.
-            timers.append(threading.Timer(force_after, signal.raise_signal, (number,)))
-            timers[-1].daemon = True
-            timers[-1].start()
-
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, on_signal) for number in handled}
-    try:
-        yield
-    finally:
-        for timer in timers:
-            timer.cancel()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-# -- from Python ------------------------------------------------------------------------------------
-
-
-def run(
-    processor: Any,
-    fileset: Any,
-    *,
-    on: str = "futures",
-    out: str | os.PathLike[str] | None = None,
-    name: str | None = None,
-    observer: Observer | None = None,
-    **options: Any,
-) -> Any:
-    """Run a processor over a fileset and return the merged result.
-
-    ``on`` is an executor's name, ``out`` the run's directory (with it, the same call resumes); every option
-    of the command is a keyword (``chunk=``, ``workers=``, ``skipbadfiles=``, ...). Raises ``AnalysisError``,
-    ``IncompleteError``, ``SiteError`` or ``InterruptedRunError`` instead of giving an incomplete result.
-    """
-    from executors.settings import resolve
-    from executors.workflow import from_object
-
-    workflow = from_object(processor, name)
-    settings = resolve(executor=on, **options).settings
-    with contextlib.ExitStack() as stack:
-        if out is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coffea-scaleout-")))
-        else:
-            folder = Path(out)
-        outcome = execute(settings, observer=observer, workflow=workflow, fileset=fileset, folder=folder)
-        if outcome.exit_code:
-            raise _error(outcome)
-        return load(folder)
-
-
-def _error(outcome: Outcome) -> ExecutorsError:
-    kinds: Mapping[int, type[ExecutorsError]] = {
-        1: AnalysisError, 3: IncompleteError, 4: SiteError, 130: InterruptedRunError
-    }  # fmt: skip
-    return kinds.get(outcome.exit_code, ExecutorsError)(outcome.text, manifest=outcome.data)
-
-
-def load(path: str | os.PathLike[str]) -> Any:
-    """The merged result of a run's directory, or the content of one ``.coffea`` file, verified."""
-    from executors.coffea.save import load as load_file
-
-    place = Path(path)
-    if not place.is_dir():
-        return load_file(place)
-    manifest = outputs.read_json(place / "manifest.json")
-    merged = manifest.get("merged")
-    if not merged:
-        raise IncompleteError(
-            f"{place} holds no merged result; 'runner.py status {place}' says what is missing"
-        )
-    if bad := outputs.outputs_intact(place, {merged: manifest["outputs"][merged]}):
-        raise IncompleteError(f"{place / bad[0]} is damaged; run the same command again to write it anew")
-    return load_file(place / merged)
-
-
-def digest(value: Any) -> str:
-    """The digest of a result: equal for equal results, on whatever engine they were made."""
-    from executors.coffea.pack import pack
-
-    return pack(value).digest()

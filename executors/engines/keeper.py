@@ -44,11 +44,11 @@ class Ward:
 class Keeper:
     """The loop: requests in, deaths out."""
 
-    def __init__(self, control: socket.socket, runner: int) -> None:
+    def __init__(self, control: socket.socket, runner: int, sweep: str) -> None:
         self.control = control
         self.wards: dict[int, Ward] = {}
         self.memory: int | None = None
-        self.sweep: str | None = None
+        self.sweep = sweep
         self.wake, self.woken = socket.socketpair()
         self.wake.setblocking(False)
         self.woken.setblocking(False)
@@ -67,7 +67,7 @@ class Keeper:
         os.dup2(nothing, 0)
         os.close(nothing)
         sys.path[:] = setup["path"]
-        self.memory, self.sweep = setup["memory"], setup["sweep"]
+        self.memory = setup["memory"]
         self._preload(setup["preload"])
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.wake.fileno(), warn_on_full_buffer=False)
@@ -267,12 +267,9 @@ def _settle_in(log: str, keeper: int) -> None:
 
 def _pidfd(runner: int) -> int:
     try:
-        fd = os.pidfd_open(runner)
+        return os.pidfd_open(runner)
     except OSError:  # a kernel before 5.3, or a container that forbids it: the loop looks at the parent
-        fd = -1
-    if os.getppid() != runner:  # it died before, and the number may be another's by now
-        os._exit(0)
-    return fd
+        return -1
 
 
 def _kill(pid: int) -> None:
@@ -333,13 +330,14 @@ def _oom_kills() -> int:
 
 
 def main() -> None:
-    """``keeper.py FD PID``: the control socket and the runner's process number."""
+    """``keeper.py FD PID FOLDER``: control socket, runner's number, what to remove at the end."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    keeper = Keeper(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+    keeper = Keeper(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3])
     try:
-        if keeper.start():
+        # It may have died before the descriptor above was made, and the number may be another's by now.
+        if os.getppid() == keeper.parent and keeper.start():
             keeper.loop()
     finally:
         keeper.end()

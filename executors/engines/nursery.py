@@ -93,17 +93,16 @@ class Nursery:
         self._closed = False
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, (log_dir / "keeper.log").open("ab") as log:
-            self._process = _start(theirs, log, dict(os.environ) | dict(env or {}))
-        self._set_up(memory, preload, sweep)
+            self._process = _start(theirs, log, dict(os.environ) | dict(env or {}), sweep)
+        self._set_up(memory, preload)
         self._listener = threading.Thread(target=self._listen, name="nursery", daemon=True)
         self._listener.start()
 
-    def _set_up(self, memory: int | None, preload: tuple[str, ...], sweep: Path | None) -> None:
+    def _set_up(self, memory: int | None, preload: tuple[str, ...]) -> None:
         setup = {
             "path": [entry or str(Path.cwd()) for entry in sys.path],
             "memory": memory,
             "preload": ["executors.engines.call", *preload],
-            "sweep": str(sweep) if sweep else None,
         }
         pipe = self._process.stdin
         if pipe is not None:
@@ -176,10 +175,12 @@ class Nursery:
             child.buried(WorkerDied.of(why))
 
 
-def _start(sock: socket.socket, log: IO[bytes], env: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(
+    sock: socket.socket, log: IO[bytes], env: dict[str, str], sweep: Path | None
+) -> subprocess.Popen[bytes]:
     if not sys.executable:
         raise EngineError("there is no Python executable to start workers with (sys.executable is empty)")
-    command = [sys.executable, "-P", str(KEEPER), str(sock.fileno()), str(os.getpid())]
+    command = [sys.executable, "-P", str(KEEPER), str(sock.fileno()), str(os.getpid()), str(sweep or "")]
     try:
         return subprocess.Popen(  # noqa: S603 - our own interpreter and file
             command,

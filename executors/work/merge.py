@@ -7,6 +7,7 @@ memory does not grow with their number. Otherwise they are added in pairs, depth
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import time
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from executors.work.model import Analysis
     from executors.work.store import Reading, Store
     from executors.work.worker import Place
+
+MOST_OPEN = 200  # files at once: many machines allow a process no more than 1,024
 
 Combine: TypeAlias = "Callable[[Packed, Packed], Packed]"
 
@@ -80,9 +83,15 @@ def total(shape: Shape, store: Store, combine: Combine) -> tuple[Packed, int]:
     """The sum of a shape and its number of events; the same bits whichever way it is made."""
     if shape is None:
         raise ValueError("nothing to add")
-    if not is_leaf(shape):
-        with contextlib.suppress(UnlikeError, OverflowError):
-            return _flat_total(shape, store)
+    if is_leaf(shape):
+        return load(store, *stored(shape))
+    if sum(1 for _ in itertools.islice(leaves(shape), MOST_OPEN + 1)) > MOST_OPEN:
+        left, right = halves(shape)
+        one, events = total(left, store, combine)
+        two, more = total(right, store, combine)
+        return combine(one, two), events + more
+    with contextlib.suppress(UnlikeError, OverflowError):
+        return _flat_total(shape, store)
     return _paired_total(shape, store, combine)
 
 

@@ -105,12 +105,12 @@ def run(folder, **kw):
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
-def test_a_run_after_an_error_anywhere(memory_path, number, shared):
+def test_a_run_after_an_error_anywhere(memory_path, scale, number, shared):
     with Breaking() as count:
         run(memory_path / "count", shared=shared)
     assert len(count.seen) > 60
     stopped = 0
-    for at in range(0, len(count.seen)):
+    for at in range(number % 5, len(count.seen), scale(6, 1)):
         folder = memory_path / str(at)
         try:
             with Breaking(at, number, after=at % 2 == 1):
@@ -209,7 +209,7 @@ print(killed)
 
 
 def test_a_kill_at_every_system_call(memory_path, scale):
-    script = [sys.executable, "-c", KILLED, TESTS, TESTS.parent, memory_path, scale(3, 1), 0]
+    script = [sys.executable, "-c", KILLED, TESTS, TESTS.parent, memory_path, scale(6, 1), 0]
     done = subprocess.run([str(a) for a in script], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout) > 40

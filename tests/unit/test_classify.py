@@ -259,6 +259,28 @@ def test_frames_of_an_installed_processor(tmp_path: Path) -> None:
     assert frames(caught.value, ("mylab",))[-1] == "ana.py:2 in process: return 1 / 0"
 
 
+def test_mistakes_of_an_installed_processor_are_not_the_inputs(good: Path, tmp_path: Path) -> None:
+    file = f"{os.sep}site-packages{os.sep}mylab{os.sep}ana.py"
+    source = """
+import uproot
+def own_file(events): return open("/nowhere/correction.json")
+def own_root(events): return uproot.open("/nowhere/weights.root")
+def reads(events): return float(events.Muon.pt[0, 0])
+"""
+    space: dict[str, Any] = {"__name__": "mylab.ana"}
+    exec(compile(source, file, "exec"), space)
+    for name in ("own_file", "own_root"):
+        analysis, error = raised(piece_of(good), space[name])
+        assert isinstance(error, FileNotFoundError)
+        assert analysis.classify(error) is Kind.USER
+        assert any(f"in {name}" in frame for frame in analysis.frames(error))
+    path = mend(tmp_path / "bad.root", good)
+    piece = piece_of(path)
+    corrupt("zeroed", path)
+    analysis, error = raised(piece, space["reads"])
+    assert analysis.classify(error) is Kind.BAD
+
+
 def test_a_read_error_that_the_user_wraps_is_still_the_inputs(good: Path, tmp_path: Path) -> None:
     def wraps(events: Any) -> Any:
         try:

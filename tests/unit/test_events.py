@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import http.server
@@ -18,7 +19,7 @@ import uproot
 from coffea.nanoevents import BaseSchema, NanoAODSchema, NanoEventsFactory
 
 from executors.coffea import events as reading
-from executors.coffea import template
+from executors.coffea import records, template
 from executors.coffea.classify import ChangedFileError, InputError, classify
 from executors.coffea.columns import Columns
 from executors.coffea.count import Uncounted, count, count_many
@@ -133,6 +134,20 @@ def test_nothing_is_read_that_is_not_used(good: Path) -> None:
         assert source.bytes_read == before
         assert ak.sum(events.genWeight) == ak.sum(columns(ENTRIES, wide=6)["genWeight"][:500])
         assert source.bytes_read > before
+
+
+def test_one_trigger_does_not_build_all(good: Path) -> None:
+    with open_input(piece_of(good), NanoAODSchema) as source:
+        events = source.events(0, 50)
+        assert len(events.HLT.x3) == 50
+        built = [len([c for c in list.__iter__(r) if c is not None]) for r in _contents(events.layout)]
+        assert built == [1, 1], "of the events' fields, and of the triggers"
+
+
+def _contents(layout: Any) -> list[Any]:
+    own = [layout.contents] if isinstance(layout.contents, records.Contents) else []
+    below = [c for c in list.__iter__(layout.contents) if isinstance(getattr(c, "contents", None), list)]
+    return own + [found for c in below for found in _contents(c)]
 
 
 def test_slices_of_a_file_are_independent(good: Path) -> None:
@@ -316,6 +331,9 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     piece = piece_of(path)
     dashed = FileSlice(0, str(path), "Events", "-".join([piece.uuid[:8], piece.uuid[8:]]), 20, 0, ())
     with open_input(dashed, NanoAODSchema):
+        pass
+    longer = dataclasses.replace(piece, entries=21)
+    with pytest.raises(ChangedFileError, match="has 20 entries, not 21"), open_input(longer, NanoAODSchema):
         pass
     corrupt("changed", path)
     with (

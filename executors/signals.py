@@ -1,0 +1,46 @@
+"""Signals that stop a run: the first one in order, the second one at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextlib.contextmanager
+def stopping(
+    stop: threading.Event, flag: Path | None = None, force_after: float | None = None
+) -> Iterator[None]:
+    """Let the first signal stop the run in order, the second at once; workers look for ``flag``."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    timers: list[threading.Timer] = []
+
+    def on_signal(number: int, _: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        if flag is not None:
+            with contextlib.suppress(OSError):
+                flag.touch()
+        if force_after is not None:
+            # The task runs in this very thread: give it a while to end, then interrupt it.
+            timers.append(threading.Timer(force_after, signal.raise_signal, (number,)))
+            timers[-1].daemon = True
+            timers[-1].start()
+
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in handled}
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
