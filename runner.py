@@ -177,13 +177,9 @@ def _complain(text: str) -> None:
 def _write(name: str, text: str) -> None:
     """Write; whoever stopped listening does not stop the run."""
     stream = getattr(sys, name)
-    try:
+    with contextlib.suppress(OSError, ValueError):
         stream.write(text)
-        stream.flush()
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):
-            # The interpreter flushes at exit and would complain then.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        stream.flush()  # at once: what is left to the end of the process is complained about then
 
 
 def _crashed(error: Exception, argv: Sequence[str]) -> int:

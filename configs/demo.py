@@ -115,6 +115,8 @@ def check(manifest: dict[str, Any], made: dict[str, int]) -> None:
 
 def tell(folder: Path, events: int) -> None:
     """The whole story."""
+    if not Path("runner.py").is_file():
+        raise DemoError("there is no runner.py here: start it in the folder of the project")
     began = time.monotonic()
     fileset, run = folder / "fileset.json", folder / "out" / "hist_dimuon_fileset"
     clear(folder)

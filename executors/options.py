@@ -175,14 +175,18 @@ class Option:
     """One option as parser, help and readers see it."""
 
     name: str
-    kind: Any
     default: Any
     about: Mapping[str, Any]
 
     @property
+    def kind(self) -> Any:
+        """Its type."""
+        return _kinds()[self.name]
+
+    @property
     def switch(self) -> bool:
         """Whether it is given without a value."""
-        return self.kind is bool
+        return isinstance(self.default, bool)
 
     @property
     def table(self) -> bool:
@@ -214,7 +218,11 @@ class Option:
 @functools.cache
 def options() -> tuple[Option, ...]:
     """Every option, in the order of ``--help``."""
-    kinds = typing.get_type_hints(Settings)
     blank = Settings()
     fields = dataclasses.fields(Settings)
-    return tuple(Option(f.name, kinds[f.name], getattr(blank, f.name), f.metadata) for f in fields)
+    return tuple(Option(f.name, getattr(blank, f.name), f.metadata) for f in fields)
+
+
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    return typing.get_type_hints(Settings)

@@ -8,9 +8,9 @@ The object that a workflow names may be
 - an instance with a method ``process`` (a ``ProcessorABC`` instance): taken as it is;
 - a class with a method ``process``: made with the arguments;
 - a function. Of its parameters without a default, those that ``--wf-arg`` does not give are counted. None
-  left: it makes the processor, and is called once, with the arguments. One left: it is itself applied to the
-  events, which are its first parameter (``def analyse(events, cut=20)``). A parameter declared as text, number,
-  path and so on is never the events, and what is declared to return a processor makes one.
+  left: it makes the processor, and is called once, with the arguments. One left: it is itself applied to
+  the events, which are its first parameter (``def analyse(events, cut=20)``). A parameter declared as text,
+  number, path and so on is never the events, and what is declared to return a processor makes one.
 """
 
 from __future__ import annotations

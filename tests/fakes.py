@@ -28,10 +28,10 @@ from executors.work.worker import Place, perform
 BINS = 16
 
 
-def pack(values: np.ndarray) -> Packed:
+def pack(values: np.ndarray, *, additive: bool = True) -> Packed:
     """A packed array of doubles."""
     sink = Sink()
-    return sink.finish(sink.put("<f8", np.array(values, "<f8")), additive=True)
+    return sink.finish(sink.put("<f8", np.array(values, "<f8")), additive=additive)
 
 
 def truth(plan: Plan) -> np.ndarray:
@@ -65,7 +65,8 @@ def expected(plan: Plan, lost=(), value=fake_sum) -> np.ndarray:
             if node.hi <= node.lo or node in gone:
                 return None
             file = tree.file(node.split, node.first)
-            return value(file.path, *file.ranges(plan.chunk)[node.lo])
+            (span,) = file.some_ranges(plan.chunk, node.lo, node.hi)
+            return value(file.path, *span)
         left, right = (at(kid) for kid in kids)
         if left is None or right is None:
             return left if right is None else right

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 Call: TypeAlias = "Callable[[Task | MergeTask], Receipt]"
 
 FAN_IN = 16
-SMALL = 256 << 20  # bytes of stored parts that one merge may take on at once
 MOST_CHUNKS = 512
 
 

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import socket
+import tempfile
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,7 +21,7 @@ from executors.errors import DamagedError
 from executors.work.coverage import halves, is_leaf, leaves, stored
 from executors.work.model import Node, Part, Receipt
 from executors.work.packed import Packed, add_region, region_dtype
-from executors.work.store import DamagedPartError
+from executors.work.store import DamagedPartError, frame, read_header, read_section
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from executors.work.worker import Place
 
 MOST_OPEN = 200  # files at once: many machines allow a process no more than 1,024
+
+LARGE = 8 << 20  # bytes of a sum that is worth the way to the disk and back
 
 Combine: TypeAlias = "Callable[[Packed, Packed], Packed]"
 
@@ -100,8 +103,30 @@ def _paired_total(shape: Shape, store: Store, combine: Combine) -> tuple[Packed,
         return load(store, *stored(shape))
     left, right = halves(shape)
     one, events = _paired_total(left, store, combine)
+    parked = None if is_leaf(right) else _park(one, store)
+    if parked is not None:
+        del one
     two, more = _paired_total(right, store, combine)
-    return combine(one, two), events + more
+    return combine(one if parked is None else parked(), two), events + more
+
+
+def _park(packed: Packed, store: Store) -> Callable[[], Packed] | None:
+    """Put a large sum aside on disk while others are made: no more than three are ever held at once."""
+    if packed.nbytes < LARGE:
+        return None
+    pieces, _ = frame({}, packed.sections())
+    file = tempfile.TemporaryFile(dir=store.root)  # noqa: SIM115 - closed when it is read back
+    for piece in pieces:
+        file.write(piece)
+    file.flush()
+
+    def fetch() -> Packed:
+        with file:
+            header = read_header(file.fileno(), "a parked sum")
+            sections = {n: read_section(file.fileno(), blocks, n) for n, blocks in header.sections}
+            return Packed.from_sections(sections)
+
+    return fetch
 
 
 # -- block by block ---------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def _read(text: str, name: str) -> LastWords | None:
     try:
         content = json.loads(line)
         file, chunk = int(content["file"]), int(content["chunk"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
     timeout = "Timeout (" in rest
     every = [m.groupdict() for m in _FRAME.finditer(rest)]

@@ -45,6 +45,12 @@ class PlannedFile:
         ranges = tuple(part for start, stop in steps for part in equal_parts(start, stop, chunk))
         return ranges if self.limit is None else ranges[: self.limit]
 
+    def some_ranges(self, chunk: int, lo: int, hi: int) -> tuple[Range, ...]:
+        """The ranges of chunks ``[lo, hi)``; a file of a million chunks is not laid out for one of them."""
+        if self.entries is None or self.steps is not None:
+            return self.ranges(chunk)[lo:hi]
+        return tuple(equal_parts(0, self.entries, chunk, lo, min(hi, self.chunks(chunk))))
+
     def chunks(self, chunk: int) -> int:
         """How many chunks the file has."""
         if self.entries is None:
@@ -63,11 +69,11 @@ class PlannedFile:
         return sum(stop - start for start, stop in self.ranges(chunk))
 
 
-def equal_parts(start: int, stop: int, most: int) -> Iterator[Range]:
-    """``[start, stop)`` in equal ranges of at most ``most`` entries."""
+def equal_parts(start: int, stop: int, most: int, lo: int = 0, hi: int | None = None) -> Iterator[Range]:
+    """``[start, stop)`` in equal ranges of at most ``most`` entries; of these all, or only ``[lo, hi)``."""
     length = stop - start
     count = -(-length // most)
-    for i in range(count):
+    for i in range(lo, count if hi is None else min(hi, count)):
         yield start + i * length // count, start + (i + 1) * length // count
 
 
@@ -298,7 +304,7 @@ class Tree:
             if lo == 0 and hi == self._counts[split][file]:
                 total += planned.events(self.plan.chunk)
             else:
-                total += sum(stop - start for start, stop in planned.ranges(self.plan.chunk)[lo:hi])
+                total += sum(stop - start for start, stop in planned.some_ranges(self.plan.chunk, lo, hi))
         return total
 
     def unknown(self, node: Node) -> bool:
@@ -344,7 +350,7 @@ class Tree:
     def id(self, node: Node) -> str:
         """The identity of a node: of the analysis, the files and the ranges below it."""
         return tree.node_id(
-            (self.key(split, file), self.file(split, file).ranges(self.plan.chunk)[lo:hi])
+            (self.key(split, file), self.file(split, file).some_ranges(self.plan.chunk, lo, hi))
             for split, file, lo, hi in self.pieces(node)
         )
 
@@ -368,6 +374,6 @@ class Tree:
             uuid=planned.uuid or "",
             entries=planned.entries or 0,
             lo=lo,
-            ranges=planned.ranges(self.plan.chunk)[lo:hi],
+            ranges=planned.some_ranges(self.plan.chunk, lo, hi),
             key=self.key(split, file),
         )

@@ -79,7 +79,7 @@ def stop_for_user(distinct_chunks: int, succeeded: bool, limits: Limits) -> bool
 
 def backoff(n: int, limits: Limits) -> float:
     """Seconds to wait before the ``n``-th retry."""
-    return float(min(limits.backoff * 2 ** (n - 1), limits.most_backoff))
+    return float(min(limits.backoff * 2.0 ** min(n - 1, 60), limits.most_backoff))
 
 
 LOST_NAMES: Mapping[str, Kind] = {

@@ -209,6 +209,19 @@ def read_block(fd: int, block: Block, name: str) -> bytes:
     return data if block.stored == block.raw else zstd.decompress(data)
 
 
+def read_section(fd: int, blocks: Sequence[Block], name: str) -> bytearray:
+    """A whole section, verified; in memory that can be added to in place."""
+    whole = bytearray(sum(block.raw for block in blocks))
+    at = 0
+    for block in blocks:
+        data = read_block(fd, block, name)
+        if len(data) != block.raw:
+            raise DamagedError(f"{name}: bytes at {block.offset} are not as many as were written", name=name)
+        whole[at : at + block.raw] = data
+        at += block.raw
+    return whole
+
+
 class DamagedPartError(DamagedError):
     """A stored node that does not match its checksums, by its node and identity."""
 
@@ -276,15 +289,12 @@ class Store:
         with self._open(node, identity) as fd:
             return self._header(fd, node, identity)
 
-    def get(self, node: Node, identity: str) -> tuple[Header, dict[str, bytes]]:
+    def get(self, node: Node, identity: str) -> tuple[Header, dict[str, bytearray]]:
         """An object with all its sections, every byte verified."""
         name = object_name(node, identity)
         with self._open(node, identity) as fd:
             header = self._header(fd, node, identity)
-            return header, {
-                section: b"".join([read_block(fd, block, name) for block in blocks])
-                for section, blocks in header.sections
-            }
+            return header, {section: read_section(fd, blocks, name) for section, blocks in header.sections}
 
     @contextlib.contextmanager
     def reading(self, node: Node, identity: str) -> Iterator[Reading]:

@@ -19,6 +19,8 @@ from executors import registry
 from executors.contract import wait_until
 from executors.engines import call
 from executors.engines.base import Resources, WorkerDied
+from executors.engines.futures import WorkerSlot
+from executors.engines.nursery import Nursery
 from executors.engines.tls import make_certificate
 from executors.errors import EngineError, SiteError, UsageError
 
@@ -54,8 +56,13 @@ def test_death_of_the_keeper_fails_everything_and_ends(name):
         futures = [pool.submit(time.sleep, 600) for _ in range(6)]
         wait_until(futures[0].running, 30)
         (keeper,) = keepers()
+        below = tasks.descendants(keeper.pid)
         keeper.kill()
         assert not wait(futures, 20).not_done
+        left = tasks.gone(below, 10 if name != "parsl/local" else 0)
+        for one in left:  # Parsl's own programs outlive the death of both the keeper and their host
+            one.kill()
+        assert not left or name == "parsl/local"
         assert all(isinstance(one.exception(), WorkerDied | EngineError) for one in futures)
         with pytest.raises(EngineError):
             pool.submit(tasks.none).result(30)
@@ -133,6 +140,34 @@ def test_death_says_how():
         assert pool.kill(eater, "time limit")
         assert eater.exception(10).why == "time limit"
         assert 300 << 20 < eater.exception().peak < 400 << 20
+
+
+def test_a_kill_that_comes_late_does_not_hit_the_next_task(tmp_path):
+    nursery = Nursery(tmp_path)
+    slot = WorkerSlot(nursery, 0, call.pack_outfit(None, ()))
+    blob = call.pack_call(tasks.pid, (), {})
+    try:
+        for _ in range(20):
+            slot.ready()
+            slot.kill("late")
+            assert slot.call(blob)
+    finally:
+        slot.close()
+        nursery.close()
+
+
+def test_a_forked_child_that_holds_the_socket_does_not_hide_the_death():
+    def leave_a_twin():
+        if not os.fork():
+            os.setsid()
+            time.sleep(600)
+        time.sleep(0.2)
+        os._exit(3)
+
+    with opened("futures") as pool:
+        began = time.monotonic()
+        assert pool.submit(leave_a_twin).exception(30).exitcode == 3
+        assert time.monotonic() - began < 3
 
 
 def test_crash_traceback_is_in_the_log(tmp_path):

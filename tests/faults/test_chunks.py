@@ -15,6 +15,7 @@ from fakes import (
     fake_sum,
     make_place,
     make_plan,
+    pack,
     promise,
     resumed,
     rough_sum,
@@ -338,6 +339,9 @@ def test_results_that_cannot_be_merged(memory_path, error, raised):
     """Nothing is lost: each half is kept, and the mistake is said by the merge."""
 
     class Unmergeable(FakeAnalysis):
+        def pack(self, value):
+            return pack(value, additive=False)
+
         def combine(self, left, right):
             raise error
 

@@ -16,9 +16,10 @@ from coffea.processor import IterativeExecutor, ProcessorABC, Runner, accumulate
 from configs.dimuon import DimuonProcessor
 from configs.make_data import make
 from executors.coffea.analysis import CoffeaAnalysis
-from executors.coffea.classify import ColumnError
+from executors.coffea.classify import ChangedFileError, ColumnError
 from executors.coffea.columns import Columns, undeclared
 from executors.coffea.count import count
+from executors.coffea.events import Input
 from executors.errors import AnalysisError, UnknownNameError, UsageError
 from executors.work.model import FileSlice, Kind
 from tests.data import columns, make_fileset, write_events
@@ -228,6 +229,17 @@ def test_none_is_not_a_result(good: Path) -> None:
     ):
         file.process(0, 10)
     assert analysis.classify(caught.value) is Kind.USER
+
+
+def test_events_that_are_not_there_are_not_counted(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    analysis = CoffeaAnalysis(len, {})
+    real = Input.events
+    monkeypatch.setattr(Input, "events", lambda self, start, stop: real(self, start, stop - 1))
+    with (
+        analysis.open("dy", piece_of(good)) as file,
+        pytest.raises(ChangedFileError, match="gave 9 events, not 10"),
+    ):
+        file.process(0, 10)
 
 
 @pytest.mark.parametrize("value", [0, {}, [], 0.0, np.zeros(0)], ids=repr)

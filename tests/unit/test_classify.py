@@ -60,6 +60,9 @@ def raised(piece: FileSlice, processor: Any, lazy: bool = True, **options: Any) 
         with analysis.open("dy", piece) as file:
             analysis.pack(file.process(*piece.ranges[0]))
     except BaseException as error:
+        # A worker's frames are ours and the library's: without those of this test, which are a user's.
+        while error.__traceback__ and error.__traceback__.tb_frame.f_code is raised.__code__:
+            error.__traceback__ = error.__traceback__.tb_next
         return analysis, error
     return analysis, None
 
@@ -240,9 +243,9 @@ def test_the_users_own(good: Path, processor: Any, lazy: bool) -> None:
 def test_frames_have_the_source_line(good: Path) -> None:
     analysis, error = raised(piece_of(good), no_such_field)
     line = no_such_field.__code__.co_firstlineno + 1
-    *others, last = analysis.frames(error)
-    assert last == f"test_classify.py:{line} in no_such_field: return events.Muon.nonsense"
-    assert all("in raised" in frame for frame in others)
+    assert analysis.frames(error) == (
+        f"test_classify.py:{line} in no_such_field: return events.Muon.nonsense",
+    )
 
 
 def test_frames_of_an_installed_processor(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
 def run(*argv: str, **more: Any) -> subprocess.CompletedProcess[str]:
     about = {"capture_output": True, "text": True, "timeout": 60, "cwd": "/", "check": False, **more}
-    return subprocess.run([*RUNNER, *argv], **about)  # noqa: PLW1510
+    return subprocess.run([*RUNNER, *argv], **about)
 
 
 # -- help -------------------------------------------------------------------------------------------
@@ -429,7 +429,7 @@ def test_a_stream_that_cannot_be_written_is_no_crash(how: str) -> None:
         )
         os.close(write)
     elif how == "device":
-        with open("/dev/full", "w") as full:  # noqa: PTH123
+        with open("/dev/full", "w") as full:
             done = subprocess.run(
                 [*RUNNER, "--show-config"],
                 stdout=full,

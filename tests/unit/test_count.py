@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 import uproot
 from coffea.nanoevents import BaseSchema
 
-from executors.coffea.classify import ChangedFileError, MissingTreeError
+from executors.coffea import count as counting
+from executors.coffea.classify import ChangedFileError, InputError, MissingTreeError
 from executors.coffea.count import Count, Uncounted, count, count_many, identity, seconds, trees
 from executors.coffea.events import open_input
 from executors.errors import UsageError
@@ -53,6 +55,48 @@ def test_every_compression(tmp_path: Path, compression: object, branches: int, r
         else:
             file.mktree("Events", {k: v.dtype for k, v in data.items()}).extend(data)
     assert count(str(path)).entries == 17
+
+
+class Stored:
+    """A record of a file, as the counter asks for it: uproot itself stores those of trees uncompressed."""
+
+    def __init__(self, record: bytes, length: int) -> None:
+        self.record, self.file, self.asked = record, self, 0
+        self.fSeekKey, self.fKeylen, self.fNbytes, self.fObjlen = 1000, 60, 60 + len(record), length
+
+    def chunk(self, start: int, stop: int) -> SimpleNamespace:
+        self.asked += stop - start
+        return SimpleNamespace(raw_data=self.record[start - 1060 : stop - 1060])
+
+
+@pytest.mark.parametrize("head", [200, 64 << 10])
+@pytest.mark.parametrize("compression", COMPRESSIONS[:-1], ids=repr)
+def test_a_compressed_record_is_read_only_as_far_as_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: object, head: int
+) -> None:
+    path = tmp_path / "a.root"
+    names = [f"branch_{i:04d}_{i * 2654435761 % (1 << 48):x}" for i in range(1500)]
+    with uproot.recreate(path) as file:
+        file.mktree("Events", dict.fromkeys(names, "f4")).extend({n: np.zeros(17, "f4") for n in names})
+    with uproot.open({str(path): None}) as file:
+        key = file.key("Events")
+        plain = bytes(file.file.chunk(key.fSeekKey + key.fKeylen, key.fSeekKey + key.fNbytes).raw_data)
+    stored = Stored(uproot.compression.compress(plain, compression), len(plain))
+    assert len(stored.record) < len(plain)
+    monkeypatch.setattr(counting, "HEAD", head)
+    found = counting._head(stored, stored)
+    assert plain.startswith(found[:4096])
+    assert counting._entries_in(found) == 17
+    assert counting._whole(stored.record, len(plain)) == plain
+    whole = isinstance(compression, uproot.LZ4) or head < 64 << 10
+    assert stored.asked <= (head + len(stored.record) if whole else head)
+
+
+def test_a_compression_that_nobody_knows() -> None:
+    with pytest.raises(InputError, match="no compression that ROOT writes"):
+        counting._head(*[Stored(b"??" + bytes(100), 500)] * 2)
+    with pytest.raises(InputError, match="no compression that ROOT writes"):
+        counting._whole(b"??" + bytes(100), 500)
 
 
 def test_a_title_longer_than_the_head(tmp_path: Path) -> None:
@@ -137,10 +181,12 @@ def test_many_files_each_with_an_answer(tmp_path: Path, rntuple: bool) -> None:
     assert answers[len(KINDS)].entries == 500
 
 
-def test_none_and_early_end(tmp_path: Path) -> None:
+def test_none_and_early_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(count_many([])) == []
     path = write_events(tmp_path / "a.root", 5)
-    answers = count_many([(str(path), None)] * 200, workers=2)
+    real = counting.count
+    monkeypatch.setattr(counting, "count", lambda *a, **k: time.sleep(0.05) or real(*a, **k))
+    answers = count_many([(str(path), None)] * 1000, workers=2)
     assert next(answers)[1].entries == 5
     answers.close()
     deadline = time.monotonic() + 5

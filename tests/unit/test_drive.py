@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from fakes import FakeAnalysis, Garbage, drive_to_end, fake_sum, make_drive, make_plan, result, truth  # noqa: E402
+from fakes import FakeAnalysis, Garbage, drive_to_end, fake_sum, make_drive, make_plan, pack, result, truth  # noqa: E402
 
 from executors.work.model import Kind  # noqa: E402
 
@@ -138,3 +138,40 @@ def test_task_size_does_not_change_the_bits(tmp_path, seconds):
     one = result(drive_to_end(plan, tmp_path / "one", Rough(), slots=1, task_seconds=0.0))
     two = result(drive_to_end(plan, tmp_path / "two", Rough(), slots=4, task_seconds=seconds))
     assert one.tobytes() == two.tobytes()
+
+
+def test_a_merge_holds_few_sums(tmp_path, monkeypatch):
+    """Whatever the number of stored sums: in pairs at most three at once, in blocks hardly one."""
+    import tracemalloc
+
+    from executors.work import merge
+    from executors.work.model import Node
+    from executors.work.packed import add_into
+    from executors.work.store import Store
+
+    store = Store(tmp_path / "store")
+    size = 4_000_000
+    nodes = []
+    for i in range(16):
+        packed = pack(np.arange(size) * (i + 1.5))
+        node = Node(0, 0, 1, i, i + 1)
+        store.put(node, "a" * 40, {"entries": 1}, packed.sections())
+        nodes.append((node, "a" * 40))
+
+    def shape(rows):
+        half = len(rows) // 2
+        return rows[0] if len(rows) == 1 else (shape(rows[:half]), shape(rows[half:]))
+
+    def peak(call):
+        tracemalloc.start()
+        found = call()
+        most = tracemalloc.get_traced_memory()[1] / (8 * size)
+        tracemalloc.stop()
+        return found, most
+
+    (blocks, events), flat = peak(lambda: merge.total(shape(nodes), store, add_into))
+    (pairs, _), paired = peak(lambda: merge._paired_total(shape(nodes), store, add_into))
+    assert events == 16
+    assert blocks.digest() == pairs.digest()
+    assert flat < 1.5
+    assert paired < 3.3

@@ -1,0 +1,110 @@
+"""Coverage against the simplest model there is: a set of chunks and a dictionary of nodes."""
+
+from fakes import make_plan
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plans import PLANS, chunks_of, nodes_below
+
+from executors.work import tree as arithmetic
+from executors.work.coverage import Coverage, is_leaf, leaves
+from executors.work.model import Node
+from executors.work.plan import Tree
+
+
+class Model:
+    """What is stored, by chunks."""
+
+    def __init__(self, tree):
+        self.tree, self.stored = tree, {}
+
+    def chunks(self):
+        return {c for node in self.stored for c in chunks_of(self.tree, node)}
+
+    def add(self, node):
+        if not self.fits(node):
+            return False
+        self.stored[node] = str(node)
+        return True
+
+    def fits(self, node):
+        related = (
+            arithmetic.contains(node, other) or arithmetic.contains(other, node) for other in self.stored
+        )
+        return not any(related)
+
+
+def agree(coverage, model, every):
+    assert coverage.stored == model.stored
+    done = model.chunks()
+    for node in every:
+        mine = set(chunks_of(model.tree, node))
+        assert coverage.done(node) == len(done & mine)
+        below = [n for n in model.stored if arithmetic.contains(node, n)]
+        assert coverage.pieces(node) == len(below)
+        assert {n for n, _ in coverage.leaves(coverage.shape(node))} == set(below)
+        if not any(arithmetic.contains(n, node) and n != node for n in model.stored):
+            missing = [c for n in coverage.missing(node) for c in chunks_of(model.tree, n)]
+            assert missing == [c for c in chunks_of(model.tree, node) if c not in done]
+        assert coverage.complete(node) == (mine <= done)
+
+
+@settings(deadline=None, max_examples=60)
+@given(PLANS, st.data())
+def test_against_the_model(plan, data):
+    tree = Tree(plan)
+    coverage, model = Coverage(tree), Model(tree)
+    every = [n for n in nodes_below(tree, tree.root) if tree.size(n)]
+    if not every:
+        return
+    for _ in range(data.draw(st.integers(1, 14))):
+        node = data.draw(st.sampled_from(every))
+        what = data.draw(st.sampled_from(["add", "add", "add", "remove", "replace"]))
+        if what == "add":
+            assert coverage.add(node, str(node)) == model.add(node)
+        elif what == "remove" and model.stored:
+            node = data.draw(st.sampled_from(sorted(model.stored)))
+            coverage.remove(node)
+            del model.stored[node]
+        elif what == "replace" and not any(arithmetic.contains(n, node) for n in model.stored):
+            below = [n for n in model.stored if arithmetic.contains(node, n)]
+            assert sorted(n for n, _ in coverage.replace(node, str(node))) == sorted(below)
+            for n in below:
+                del model.stored[n]
+            model.stored[node] = str(node)
+        agree(coverage, model, every)
+
+
+def test_nothing_twice():
+    tree = Tree(make_plan((80,), chunk=5))
+    coverage = Coverage(tree)
+    assert coverage.add(Node(0, 0, 1, 4, 6), "x")
+    for node in (Node(0, 0, 1, 4, 6), Node(0, 0, 1, 4, 5), Node(0, 0, 1, 4, 8), Node(0, 0, 1, 0, 16)):
+        assert not coverage.add(node, "y")
+    for wrong in (Node(0, 0, 1, 3, 5), Node(0, 0, 1, 0, 17), Node(1, 0, 1, 0, 1), Node(0, 5, 6, 0, 1)):
+        assert not coverage.add(wrong, "y")
+        assert coverage.path(wrong) == []
+    assert coverage.stored == {Node(0, 0, 1, 4, 6): "x"}
+
+
+def test_a_node_with_an_unknown_file_is_never_complete():
+    plan = make_plan((10, 10), chunk=5)
+    from dataclasses import replace
+
+    (dataset,) = plan.datasets
+    unknown = replace(dataset, files=(dataset.files[0], replace(dataset.files[1], entries=None, uuid=None)))
+    tree = Tree(replace(plan, datasets=(unknown,)))
+    coverage = Coverage(tree)
+    whole = Node(0, 0, 1, 0, 2)
+    assert coverage.add(whole, "x")
+    assert coverage.complete(whole)
+    assert not coverage.complete(tree.root)
+    assert coverage.highest_complete(whole) == whole
+
+
+def test_shapes():
+    one, two = (Node(0, 0, 1, 0, 1), "a"), (Node(0, 0, 1, 1, 2), "b")
+    assert is_leaf(one)
+    assert not is_leaf((one, two))
+    assert not is_leaf(None)
+    assert list(leaves((one, (two, one)))) == [one, two, one]
+    assert list(leaves(None)) == []
