@@ -241,7 +241,7 @@ class Finish:
         ledger = self.drive.ledger
         found = [f for f in ledger.lost.values() if f.kind in (Kind.USER, Kind.TIMEOUT)]
         if self.drive.halted is not None and self.drive.halted.kind in (Kind.USER, Kind.TIMEOUT):
-            found.insert(0, self.drive.halted)
+            found = [self.drive.halted, *(f for f in found if f is not self.drive.halted)]
         failure = found[0]
         lines = [f"the analysis raised {failure.error}: {failure.message}"]
         lines += [f"  {frame}" for frame in failure.frames]

@@ -34,6 +34,7 @@ from executors.work.journal import Journal
 from executors.work.plan import Plan, Tree
 from executors.work.policy import Limits
 from executors.work.report import Outcome, Silent
+from executors.work.store import Store
 from executors.work.worker import Place
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ def _asked(
         schema=settings.schema,
         columns=sorted(_columns(settings, workflow)),
     )
+    for note in mark.notes:
+        observer.message("warning", note)
     folder = folder or settings.outputdir / outputs.run_name(workflow.name, read.name)
     return Asked(settings, workflow, chosen, mark, folder, observer)
 
@@ -137,6 +140,8 @@ def _kept_or_new(asked: Asked) -> Plan:
     """The plan of this directory, made now or by the first run, with all counted that can be."""
     path = asked.folder / "plan.json"
     kept = Plan.load(path) if path.exists() else None
+    if kept is not None and not any(Store(asked.folder / "store").scan()):
+        kept = None  # nothing is counted yet: what is asked now is what counts
     if kept is not None:
         planning.compare(kept, asked.plan, asked.folder)
         _same_analysis(asked, kept)

@@ -35,7 +35,9 @@ def stopping(
             timers[-1].daemon = True
             timers[-1].start()
 
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # Under nohup a hang-up is ignored, and stays so.
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handled = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, on_signal) for number in handled}
     try:
         yield

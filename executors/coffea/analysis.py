@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from coffea.processor import ProcessorABC
 
 from executors.coffea import classify as told
 from executors.coffea.columns import Columns, undeclared
@@ -41,7 +40,7 @@ class CoffeaAnalysis:
         timeout: float = 60,
         lazy: bool = True,
     ) -> None:
-        if not isinstance(processor, ProcessorABC) and not callable(processor):
+        if not hasattr(processor, "process") and not callable(processor):
             raise UsageError(f"{processor!r} is neither a coffea processor nor a function of events")
         self.processor = processor
         self.datasets = {name: dict(metadata) for name, metadata in datasets.items()}
@@ -124,7 +123,7 @@ class OpenChunks:
 
 def call_analysis(processor: Any, events: Any) -> Any:
     """Call the user's code; the name of this function marks where that begins in a traceback."""
-    return processor.process(events) if isinstance(processor, ProcessorABC) else processor(events)
+    return processor.process(events) if hasattr(processor, "process") else processor(events)
 
 
 def _declared(processor: Any, columns: Sequence[str] | None) -> tuple[str, ...] | None:
