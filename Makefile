@@ -35,9 +35,8 @@ bench: $(READY)  ## the measurements of tests/bench, if there are any yet
 	else echo "tests/bench holds no measurement yet: they come with the work on speed"; fi
 
 lint: $(READY)  ## style and types
-	$(BIN)/ruff check --output-format=concise .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@failed=0; for check in "ruff check --output-format=concise ." "ruff format --check ." "mypy"; do \
+	echo "$(BIN)/$$check"; $(BIN)/$$check || failed=1; done; exit $$failed
 
 lock: $(READY)  ## renew requirements.lock from the newest versions that fit
 	@.ci/lock "$(PYTHON)"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-
 from executors.coffea import classify as told
 from executors.coffea.columns import Columns, undeclared
 from executors.coffea.events import Input, open_input, schema_named

@@ -43,6 +43,7 @@ LOOPBACK = "127.0.0.1"
 START_LIMIT = 120.0  # seconds to the first answer: cold imports from a slow file system
 TAKE_LIMIT = 30.0  # seconds until a free worker must have begun a task; Parsl's queues can lock up for ever
 STOPPED_LIMIT = 5.0
+DEAD_LIMIT = 15.0  # Parsl says it within its heartbeat of a second, unless the death broke its queues
 POLL = 0.5
 
 
@@ -178,7 +179,8 @@ class _Watch:
 
     def __init__(self, limit: float) -> None:
         self._limit = time.monotonic() + limit
-        self._odd_since: float | None = None
+        self._state = ""
+        self._since = 0.0
 
     def look(self, pid: int | None) -> None:
         """Return if waiting makes sense; kill a stopped worker, end a stuck Parsl."""
@@ -187,15 +189,13 @@ class _Watch:
             if now > self._limit:
                 _give_up("no worker took the task in time")
             return
-        state = _state(pid)
-        if state not in "TZX":
-            self._odd_since = None
-        elif self._odd_since is None:
-            self._odd_since = now
-        elif now - self._odd_since > STOPPED_LIMIT:
-            if state != "T":
-                _give_up("a worker is dead and Parsl has not said so")
+        state = {"T": "stopped", "Z": "dead", "X": "dead"}.get(_state(pid), "fine")
+        if state != self._state:
+            self._state, self._since = state, now
+        elif state == "stopped" and now - self._since > STOPPED_LIMIT:
             _kill(pid)
+        elif state == "dead" and now - self._since > DEAD_LIMIT:
+            _give_up("a worker is dead and Parsl has not said so")
 
 
 def _state(pid: int) -> str:

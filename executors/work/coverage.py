@@ -25,6 +25,7 @@ class Coverage:
         self._chunks: dict[Node, int] = {}  # done chunks below each node above (or at) a stored one
         self._pieces: dict[Node, int] = {}  # stored nodes below each such node
         self._size: dict[Node, int] = {}
+        self._last: list[Node] = []  # the path asked for last: the next one mostly begins like it
 
     def size(self, node: Node) -> int:
         """How many chunks lie below a node."""
@@ -35,9 +36,17 @@ class Coverage:
 
     def path(self, node: Node) -> list[Node]:
         """The nodes from the root down to ``node``; empty if it is no node of this tree."""
-        root = self.tree.root
-        found = list(arithmetic.path_to(root, node, self.tree)) if root is not None else []
-        return found if found and found[-1] == node else []
+        known = len(self._last)
+        while known and not arithmetic.contains(self._last[known - 1], node):
+            known -= 1
+        start = self._last[known - 1] if known else self.tree.root
+        if start is None:
+            return []
+        found = [*self._last[: known - 1 if known else 0], *arithmetic.path_to(start, node, self.tree)]
+        if not found or found[-1] != node:
+            return []
+        self._last = found
+        return found
 
     def add(self, node: Node, identity: str) -> bool:
         """Count a stored node, unless any chunk below it is counted already; whether it was counted."""

@@ -536,12 +536,12 @@ class Drive:
             self._merge_to(top)
 
     def _merge_to(self, top: Node) -> None:
+        if any(tree.contains(top, n) or tree.contains(n, top) for n in self._merging):
+            return  # considered again when that merge is done
         shape = self.coverage.shape(top)
         if shape is None:
             return  # all of it is in a sum above
         names = {n for n, _ in coverage.leaves(shape)}
-        if any(n in names or tree.contains(top, n) or tree.contains(n, top) for n in self._merging):
-            return  # considered again when that merge is done
         if top.first < 0 and not all(n.first < 0 or n == self.tree.split_root(n.split) for n in names):
             return  # considered again when each split is one sum
         task = MergeTask(self.tree.id(top), top, shape)

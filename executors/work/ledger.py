@@ -31,6 +31,8 @@ class Ledger:
         self._failures = [0] * len(datasets)
         self.lost: dict[Node, Failure] = {}  # chunks given up
         self._histories: dict[Node, History] = {}
+        self._special: set[Node] = set()  # what has such a chunk below it
+        self._unknown = [Counter(f"{f.error}" for f in d.files if f.entries is None) for d in datasets]
         self.peak: list[int] = [0] * len(datasets)
         self.bytes_read = 0
         self.cpu = 0.0
@@ -65,7 +67,7 @@ class Ledger:
 
     def unknown_files(self) -> int:
         """How many files nobody could count."""
-        return sum(f.entries is None for d in self.tree.plan.datasets for f in d.files)
+        return sum(errors.total() for errors in self._unknown)
 
     def counted(self, node: Node, sign: int) -> None:
         """A node's sum has been stored (+1), or has turned out to be damaged (-1)."""
@@ -82,6 +84,9 @@ class Ledger:
     def failed(self, node: Node, failure: Failure) -> History:  # noqa: ARG002 - the signature says what is recorded
         """Count a failure of a chunk; its history."""
         self._failures[self._dataset[node.split]] += 1
+        root = self.tree.root
+        if node not in self._histories and root is not None:
+            self._special.update(arithmetic.path_to(root, node, self.tree))
         return self._histories.setdefault(node, History())
 
     def parts(self, node: Node) -> int:
@@ -91,7 +96,7 @@ class Ledger:
 
     def special_below(self, node: Node) -> bool:
         """Whether a chunk below a node has failed before: such chunks run alone."""
-        return any(arithmetic.contains(node, n) for n in self._histories)
+        return node in self._special
 
     def give_up(self, node: Node, failure: Failure) -> None:
         """A chunk will not be counted in this run."""
@@ -121,10 +126,8 @@ class Ledger:
             dataset, events = self._dataset[node.split], self.tree.events(node)
             missing[dataset] += events
             reasons[dataset][f"{failure.kind}: {failure.error}"] += events
-        for i, dataset_ in enumerate(self.tree.plan.datasets):
-            for file in dataset_.files:
-                if file.entries is None:
-                    reasons[i][f"could not be opened: {file.error}"] += 1
+        for i, errors in enumerate(self._unknown):
+            reasons[i].update({f"could not be opened: {error}": n for error, n in errors.items()})
         return tuple(
             DatasetCount(
                 name=d.name,
