@@ -29,12 +29,13 @@ from executors.finish import Finish
 from executors.inspection import inspect, read_stored, status
 from executors.signals import stopping
 from executors.work import lock, notes
-from executors.work.drive import Drive, Terms, merge_here
+from executors.work.drive import Drive, merge_here
 from executors.work.journal import Journal
 from executors.work.plan import Plan, Tree
 from executors.work.policy import Limits
 from executors.work.report import Outcome, Silent
 from executors.work.store import Store
+from executors.work.terms import Terms
 from executors.work.worker import Place
 
 if TYPE_CHECKING:

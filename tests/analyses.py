@@ -159,7 +159,9 @@ class Mortal(Sum):
     def stopped(self) -> bool:
         """Whether enough workers hang: each costs seconds until it is found."""
         try:
-            (Path(self.folder) / f"stopped-{len(list(Path(self.folder).glob('stopped-*')))}").open("x").close()
+            (Path(self.folder) / f"stopped-{len(list(Path(self.folder).glob('stopped-*')))}").open(
+                "x"
+            ).close()
         except FileExistsError:
             return True
         return len(list(Path(self.folder).glob("stopped-*"))) > self.most // 10

@@ -7,7 +7,20 @@ import errno
 import os
 from concurrent.futures import Executor, Future
 
-CALLS = ("open", "write", "fsync", "close", "replace", "rename", "mkdir", "unlink", "pread", "fstat", "stat", "scandir")
+CALLS = (
+    "open",
+    "write",
+    "fsync",
+    "close",
+    "replace",
+    "rename",
+    "mkdir",
+    "unlink",
+    "pread",
+    "fstat",
+    "stat",
+    "scandir",
+)
 NUMBERS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.ESTALE, errno.EINTR)
 
 

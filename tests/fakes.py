@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from executors.work import notes
-from executors.work.drive import Drive, Terms
+from executors.work.drive import Drive
 from executors.work.journal import Journal
 from executors.work.merge import MergeTask, merge, total
 from executors.work.model import Kind, Node
@@ -23,6 +24,7 @@ from executors.work.packed import Packed, Sink
 from executors.work.plan import Plan, PlannedDataset, PlannedFile, Tree
 from executors.work.policy import Limits
 from executors.work.report import Silent
+from executors.work.terms import Terms
 from executors.work.worker import Place, perform
 
 BINS = 16
@@ -188,6 +190,9 @@ def make_drive(plan, folder, pool, analysis=None, *, wrap=None, shared=True, **t
 def drive_to_end(plan, folder, analysis=None, pool=None, **kw):
     """A whole run, resumed from what the folder holds; the drive, for its ledger."""
     with contextlib.ExitStack() as stack:
+        # Workers send what is printed elsewhere; threads that do so at once leave it there.
+        stack.enter_context(contextlib.redirect_stdout(sys.stdout))
+        stack.enter_context(contextlib.redirect_stderr(sys.stderr))
         if pool is None:
             pool = stack.enter_context(ThreadPoolExecutor(4))
         drive = make_drive(plan, folder, pool, analysis, **kw)
@@ -226,7 +231,7 @@ def promise(drive, plan, lost=(), value=fake_sum, *, tidy=True):
     assert ledger.events_counted == events == ledger.events_planned - missing
     assert ledger.complete == (not missing)
     assert sum(row.events_missing for row in ledger.rows()) == missing
-    assert not drive._merging
+    assert not drive.merging._under_way
     once(drive)
     if tidy:
         nothing_left(drive.place.run)

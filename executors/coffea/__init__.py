@@ -1,1 +1,1 @@
-"""The only room that imports coffea, uproot, awkward or hist: reading, processing, packing, the drop-in executor."""
+"""The only room that imports coffea, uproot, awkward or hist: reading, processing, packing, for_coffea."""

@@ -78,7 +78,17 @@ def _is_time(seconds: object) -> bool:
 def _is_extra(extra: object) -> bool:
     if not isinstance(extra, Mapping):
         return False
-    put_error, damaged = extra.get("put_error"), extra.get("damaged")
-    return (put_error is None or (isinstance(put_error, tuple) and len(put_error) == 2)) and (
-        damaged is None or (isinstance(damaged, tuple) and len(damaged) == 3 and _is_node(damaged[0]))
+    put_error = extra.get("put_error")
+    return (put_error is None or (isinstance(put_error, tuple) and len(put_error) == 2)) and _all(
+        extra.get("damaged", ()), _is_damaged
+    )
+
+
+def _is_damaged(row: object) -> bool:
+    return (
+        isinstance(row, tuple)
+        and len(row) == 3
+        and _is_node(row[0])
+        and isinstance(row[1], str)
+        and isinstance(row[2], str)
     )

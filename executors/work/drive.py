@@ -11,17 +11,18 @@ import heapq
 import itertools
 import queue
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from executors.errors import DamagedError, EngineError
-from executors.work import answers, coverage, notes, policy, tree
+from executors.work import answers, blame, coverage, notes, policy, tree
 from executors.work.answers import receipt_of
 from executors.work.coverage import Coverage
 from executors.work.ledger import Ledger
-from executors.work.merge import DamagedPartError, MergeTask, load, merge, total
+from executors.work.merge import DamagedPartError, MergeTask, damaged_parts, load, merge, total
+from executors.work.merging import Books, Merging, Orders
 from executors.work.model import Failure, Kind, Node, Task
 from executors.work.policy import Action
+from executors.work.terms import MOST_CHUNKS, Assignment, Call, Terms
 from executors.work.watch import Watch
 from executors.work.worker import SITE_ERRORS, Place
 
@@ -36,38 +37,6 @@ if TYPE_CHECKING:
     from executors.work.packed import Packed
     from executors.work.plan import Tree
     from executors.work.report import Observer
-
-Call: TypeAlias = "Callable[[Task | MergeTask], Receipt]"
-
-FAN_IN = 16
-MOST_CHUNKS = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """How a run is driven. Everything here may change from run to run without changing the answer."""
-
-    slots: int = 1  # tasks that the pool can run at once
-    inline: bool = False  # the pool runs a task inside submit()
-    task_seconds: float = 5.0
-    canaries: int = 4  # single chunks handed out before the first success
-    limits: policy.Limits = field(default_factory=policy.Limits)
-    patience: float = 600.0  # seconds without an answer before an idle pool is given a task again
-    reissues: int = 3
-    grace: float = 4.0  # seconds that running tasks get to finish after a stop
-    merging: bool = True
-    keep_splits: bool = False  # split sums stay in the store: they are outputs of their own
-    merge_all: bool = True  # merge beyond the splits
-
-
-@dataclass(slots=True)
-class Assignment:
-    """A task that was handed out, and what it was for."""
-
-    task: Task | MergeTask
-    chunks: int
-    since: float
-    reissued: int = 0
 
 
 class Drive:
@@ -103,14 +72,22 @@ class Drive:
         self._inflight: dict[Future[Receipt], Assignment] = {}
         self._overdue: dict[Future[Receipt], Assignment] = {}  # handed out again; may still bring a result
         self._answers: queue.SimpleQueue[Future[Receipt]] = queue.SimpleQueue()
-        self._merging: dict[Node, MergeTask] = {}
         self._silent_failures = 0  # answers in a row that were no receipts
-        self._damages = 0
-        self._found: set[Node] = set()  # stored by an earlier run, and not yet seen to be damaged
         self._put_errors = 0  # results in a row that could not be stored
         self._no_shows: dict[Node, int] = {}
         self._per_chunk = 0.0  # seconds, smoothed
-        self._merge_failures: dict[Node, int] = {}
+        books = Books(self.store, self.coverage, self.ledger, journal, observer, terms)
+        self.merging = Merging(
+            books,
+            Orders(
+                self._submit_merge,
+                self._halt,
+                self._stack.append,
+                self._stopping,
+                self._stored,
+                self._split_done,
+            ),
+        )
 
     # -- what is to be done ------------------------------------------------------------------------
 
@@ -119,12 +96,12 @@ class Drive:
         found = sorted(self.store.scan(), key=lambda row: -self._size_or_zero(row[0]))
         for node, identity in found:
             known = bool(self.coverage.path(node)) and self.tree.id(node) == identity
-            if not (known and self.coverage.add(node, identity)) and not self._kept_split(node, known):
+            if not (known and self.coverage.add(node, identity)) and not (known and self.merging.keeps(node)):
                 # Of another analysis or plan, or below a sum that holds it already.
                 self.store.drop(node, identity)
         for node in self.coverage.stored:
             self.ledger.counted(node, +1)
-        self._found = set(self.coverage.stored)
+        self.merging.resumed()
         return self.ledger.events_counted
 
     def _size_or_zero(self, node: Node) -> int:
@@ -133,14 +110,11 @@ class Drive:
         except (IndexError, ValueError):
             return 0
 
-    def _kept_split(self, node: Node, known: bool) -> bool:
-        return known and self.terms.keep_splits and node == self.tree.split_root(node.split)
-
     def plan_work(self, splits: Iterable[int] | None = None) -> None:
         """Queue what is missing, of all splits or of some."""
         wanted = range(len(self.tree.splits)) if splits is None else splits
         missing = [node for split in wanted for node in self._missing_of(split)]
-        self._stack = missing[::-1]
+        self._stack[:] = missing[::-1]
 
     def _missing_of(self, split: int) -> Iterator[Node]:
         root = self.tree.split_root(split)
@@ -152,9 +126,8 @@ class Drive:
 
     def run(self) -> None:
         """Work until nothing is left that can be done, or until stopped."""
-        if self.terms.merging:
-            for node in list(self.coverage.stored):
-                self._consider_merge(node)
+        for node in list(self.coverage.stored):
+            self.merging.consider(node)
         while not self._stopping():
             self._hand_out()
             if not self._inflight:
@@ -179,7 +152,7 @@ class Drive:
             try:
                 return total(shape, self.store, combine)
             except DamagedPartError as error:
-                if not self._made_again(error):
+                if not self._made_again(error, *damaged_parts(shape, self.store)):
                     break
         return None
 
@@ -198,10 +171,14 @@ class Drive:
                     return None
         return self.total(combine, root)
 
-    def _made_again(self, error: DamagedPartError) -> bool:
-        self._lost_part(error.node, error.identity, str(error))
+    def _made_again(self, *errors: DamagedPartError) -> bool:
+        for error in {e.node: e for e in errors}.values():
+            self.merging.lost_part(error.node, error.identity, str(error))
         self.run()
         return not self._stopping()
+
+    def _split_done(self, split: int) -> None:
+        self.on_split(split)
 
     def _stopping(self) -> bool:
         return self.stop.is_set() or self.halted is not None
@@ -263,14 +240,15 @@ class Drive:
     def _holds_special(self, node: Node) -> bool:
         return self.tree.unknown(node) or self.ledger.special_below(node) or bool(self.coverage.done(node))
 
+    def _submit_merge(self, task: MergeTask) -> None:
+        if self._merge_call is not None:
+            self.merging.answered(task, self._merge_call(task))
+        else:
+            self._submit(task, 0)
+
     def _submit(self, task: Task | MergeTask, chunks: int, reissued: int = 0) -> None:
-        call = self.call
-        if isinstance(task, MergeTask) and self._merge_call is not None:
-            receipt = self._merge_call(task)
-            self._accept_merge(task, receipt)
-            return
         try:
-            future = self.pool.submit(call, task)
+            future = self.pool.submit(self.call, task)
         except RuntimeError as error:
             raise EngineError(f"the engine takes no more work: {error}") from error
         self._inflight[future] = Assignment(task, chunks, time.monotonic(), reissued)
@@ -300,7 +278,7 @@ class Drive:
         task = assignment.task
         receipt = receipt_of(answer, task.id)
         if isinstance(task, MergeTask):
-            self._accept_merge(task, receipt, error, overdue=overdue is not None)
+            self.merging.answered(task, receipt, error, overdue=overdue is not None)
         elif receipt is not None and self._accept(task, assignment, receipt):
             self._silent_failures = 0
         elif overdue is None:
@@ -311,7 +289,7 @@ class Drive:
     def _accept(self, task: Task, assignment: Assignment, receipt: Receipt) -> bool:
         """Take over what a receipt proves; False if it proves nothing at all."""
         good = [part for part in receipt.parts if self._verified(task, part)]
-        failed = [f for f in receipt.failures if self._of_task(task, f)]
+        failed = [f for f in receipt.failures if blame.of_task(task, f)]
         if receipt.parts and not good and not failed:
             return False
         for part in good:
@@ -326,7 +304,7 @@ class Drive:
             self._put_errors = 0
         self._learn(receipt)
         self.ledger.took(receipt, task)
-        covered = [p.node for p in good] + [self._chunk_node(task, f.file, f.chunk) for f in failed]
+        covered = [p.node for p in good] + [blame.chunk_node(task, f.file, f.chunk) for f in failed]
         self._requeue(task.node, covered)
         self.journal.write(
             "task",
@@ -363,24 +341,11 @@ class Drive:
             return False
         return digest in (None, header.stamp.digest) and header.about.get("entries") == self.tree.events(node)
 
-    @staticmethod
-    def _of_task(task: Task, failure: Failure) -> bool:
-        return any(
-            piece.index == failure.file and piece.lo <= failure.chunk < piece.lo + len(piece.ranges)
-            for piece in task.slices
-        )
-
-    @staticmethod
-    def _chunk_node(task: Task, file: int, chunk: int) -> Node:
-        return Node(task.node.split, file, file + 1, chunk, chunk + 1)
-
     def _done(self, node: Node, identity: str) -> None:
         if self.coverage.add(node, identity):
             self.ledger.counted(node, +1)
             self._no_shows.pop(node, None)
-            self._tell_split(node)
-            if self.terms.merging:
-                self._consider_merge(node)
+            self.merging.stored(node)
 
     def _learn(self, receipt: Receipt) -> None:
         if receipt.chunks:
@@ -399,17 +364,19 @@ class Drive:
             self._done(task.node, task.id)
             return
         words = notes.collect(self.place.run / "notes", task.id) if self.place.shared else None
-        self.journal.write("lost", task=task.id[:16], node=task.node, error=_said(error), blamed=bool(words))
+        self.journal.write(
+            "lost", task=task.id[:16], node=task.node, error=blame.said(error), blamed=bool(words)
+        )
         self._silent_failures += 1
         if self._silent_failures > max(20, 4 * self.terms.slots):
             raise EngineError(
                 f"{self._silent_failures} tasks in a row came back without a result; the last one: "
-                f"{_said(error)}"
+                f"{blame.said(error)}"
             ) from error
-        if words is not None and self._of_task(task, failure := self._blamed(task, words, error)):
+        if words is not None and blame.of_task(task, failure := blame.blamed(task, words, error)):
             self._silent_failures = 0
             self._failed(task, failure)
-            self._requeue(task.node, [self._chunk_node(task, failure.file, failure.chunk)])
+            self._requeue(task.node, [blame.chunk_node(task, failure.file, failure.chunk)])
             return
         self._unexplained(task, assignment, error)
 
@@ -429,36 +396,11 @@ class Drive:
         else:
             self._stack.append(task.node)
 
-    @staticmethod
-    def _blamed(task: Task, words: notes.LastWords, error: BaseException | None) -> Failure:
-        piece = next((p for p in task.slices if p.index == words.file), task.slices[0])
-        inside = 0 <= words.chunk - piece.lo < len(piece.ranges)
-        kind = words.kind
-        if kind is Kind.LOST and error is not None:
-            kind = policy.classify_engine(error)
-        what = (
-            "the chunk's time limit ran out"
-            if kind is Kind.TIMEOUT
-            else f"the worker died: {answers.words(error)[:500]}"
-        )
-        return Failure(
-            file=words.file,
-            chunk=words.chunk,
-            path=piece.path,
-            range=piece.ranges[words.chunk - piece.lo] if inside else (0, 0),
-            kind=kind,
-            error="TimeoutError" if kind is Kind.TIMEOUT else type(error).__name__ if error else "WorkerLost",
-            message=what,
-            frames=words.frames,
-            host=words.host,
-            pid=words.pid,
-        )
-
     # -- failures ----------------------------------------------------------------------------------
 
     def _failed(self, task: Task, failure: Failure) -> None:
         """Count one failure of a chunk and do what the policy says."""
-        node = self._chunk_node(task, failure.file, failure.chunk)
+        node = blame.chunk_node(task, failure.file, failure.chunk)
         if self.coverage.done(node) or self.ledger.given_up(node):
             return
         history = self.ledger.failed(node, failure)
@@ -516,120 +458,6 @@ class Drive:
             self.halted = failure
             self.journal.write("halt", kind=failure.kind, error=failure.error, message=failure.message)
 
-    # -- merging -----------------------------------------------------------------------------------
-
-    def _consider_merge(self, node: Node) -> None:
-        """Merge at the highest complete node above, when enough has come together or all is there.
-
-        A split is merged into one sum before anything above it: it may be an output of its own.
-        """
-        if node.first >= 0:
-            root = self.tree.split_root(node.split)
-            if root not in self.coverage.stored and self.coverage.complete(root):
-                self._merge_to(root)
-                return
-        top = self.coverage.highest_complete(node, within_split=not self.terms.merge_all)
-        if top is None:
-            return
-        pieces = self.coverage.pieces(top)
-        if pieces > 1 and (pieces >= FAN_IN or top == self.tree.root):
-            self._merge_to(top)
-
-    def _merge_to(self, top: Node) -> None:
-        if any(tree.contains(top, n) or tree.contains(n, top) for n in self._merging):
-            return  # considered again when that merge is done
-        shape = self.coverage.shape(top)
-        if shape is None:
-            return  # all of it is in a sum above
-        names = {n for n, _ in coverage.leaves(shape)}
-        if top.first < 0 and not all(n.first < 0 or n == self.tree.split_root(n.split) for n in names):
-            return  # considered again when each split is one sum
-        task = MergeTask(self.tree.id(top), top, shape)
-        self._merging[top] = task
-        self._submit(task, 0)
-
-    def _tell_split(self, node: Node) -> None:
-        """Say so when a stored sum is that of a whole split."""
-        if node.first >= 0 and node == self.tree.split_root(node.split):
-            self.on_split(node.split)
-
-    def _accept_merge(
-        self,
-        task: MergeTask,
-        receipt: Receipt | None,
-        error: BaseException | None = None,
-        *,
-        overdue: bool = False,
-    ) -> None:
-        if self._merging.get(task.node) is not task:
-            return  # a copy of it was quicker
-        part = receipt.parts[0] if receipt is not None and receipt.parts else None
-        good = part is not None and part.node == task.node and part.entries == self.tree.events(task.node)
-        good = good and self._stored(task.node, task.id, part.digest if part else None)
-        if overdue and not good:
-            return  # its copy is still to answer
-        del self._merging[task.node]
-        if good:
-            self._merged(task)
-            return
-        damaged = receipt.extra.get("damaged") if receipt is not None else None
-        if damaged and (damaged[0], damaged[1]) in coverage.leaves(task.shape):
-            self._lost_part(*damaged)
-            return
-        if receipt is not None and (put_error := receipt.extra.get("put_error")):
-            if put_error[0] in SITE_ERRORS:
-                self._halt(
-                    Kind.SITE, f"merged results cannot be stored: {put_error[1]}", "OSError", receipt.host
-                )
-                return
-            error = error or OSError(*put_error)
-        self._merge_failed(task, error)
-
-    def _merge_failed(self, task: MergeTask, error: BaseException | None) -> None:
-        count = self._merge_failures[task.node] = self._merge_failures.get(task.node, 0) + 1
-        self.journal.write("merge failed", node=task.node, error=_said(error), count=count)
-        if error is not None and getattr(error, "exit_code", None) == 1:
-            self._halt(Kind.USER, answers.words(error), type(error).__name__)
-        elif count > self.terms.limits.retries:
-            raise EngineError(f"merging failed {count} times; the last time: {_said(error)}") from error
-        elif not self._stopping():
-            self._consider_merge(next(iter(coverage.leaves(task.shape)))[0])
-
-    def _merged(self, task: MergeTask) -> None:
-        partly = self.coverage.done(task.node) < self.coverage.size(task.node)
-        replaced = self.coverage.replace(task.node, task.id)
-        if partly and task.node in self.coverage.stored:
-            # A part of it was found damaged meanwhile; this sum was made before, and has it.
-            for node, _ in replaced:
-                self.ledger.counted(node, -1)
-            self.ledger.counted(task.node, +1)
-        for node, identity in replaced:
-            if not self._kept_split(node, known=True):
-                self.store.drop(node, identity)
-        self.journal.write("merge", node=task.node)
-        self._tell_split(task.node)
-        self._consider_merge(task.node)
-
-    def _lost_part(self, node: Node, identity: str, text: str) -> None:
-        """A stored sum is damaged: put it aside and do its chunks again."""
-        self.observer.message("warning", f"a stored result was damaged and is made again: {text}")
-        self.journal.write("damaged", node=node, text=text)
-        self.store.set_aside(node, identity)
-        # What an earlier run left can only run out; what this one wrote itself must stay as it was.
-        self._damages += node not in self._found
-        self._found.discard(node)
-        if self._damages > max(10, len(self.tree.splits)) and self._damages > self.ledger.chunks_done // 10:
-            self._halt(
-                Kind.SITE,
-                f"what is stored in {self.place.run} does not stay as it was written: {text}",
-                "DamagedError",
-            )
-            return
-        if node in self.coverage.stored:
-            self.coverage.remove(node)
-            self.ledger.counted(node, -1)
-            self._stack.append(node)
-
     # -- late and told -----------------------------------------------------------------------------
 
     def _reissue_late(self) -> None:
@@ -651,8 +479,7 @@ class Drive:
             elif isinstance(assignment.task, Task):
                 self._no_receipt(assignment.task, assignment, None)
             else:
-                self._merging.pop(assignment.task.node, None)
-                self._merge_failed(assignment.task, None)
+                self.merging.given_up(assignment.task)
 
     def _has_room(self) -> bool:
         # Before the first answer the pool may still wait for its machines: that is not being late.
@@ -675,10 +502,6 @@ class Drive:
         snapshot = self.ledger.snapshot(len(self._inflight), force=force)
         if snapshot is not None:
             self.observer.progressed(snapshot)
-
-
-def _said(error: BaseException | None) -> str:
-    return "no valid receipt" if error is None else f"{type(error).__name__}: {answers.words(error)[:500]}"
 
 
 def merge_here(place: Place, analysis: Any) -> Call:

@@ -57,7 +57,9 @@ def merge(task: MergeTask, analysis: Analysis, place: Place) -> Receipt:
         stamp = place.store.put(task.node, task.id, {"entries": entries}, packed.sections())
         parts = (Part(task.node, task.id, stamp.digest, entries, stamp.size),)
     except DamagedPartError as error:
-        extra = {"damaged": (error.node, error.identity, str(error))}
+        # Found one, all are looked for: or each costs the sum of all the others once more.
+        others = (other for other in damaged_parts(task.shape, place.store) if other.node != error.node)
+        extra = {"damaged": tuple((e.node, e.identity, str(e)) for e in (error, *others))}
     except OSError as error:
         extra = {"put_error": (error.errno, f"{error.strerror}: {error.filename or place.run}")}
     return Receipt(
@@ -80,6 +82,15 @@ def load(store: Store, node: Node, identity: str) -> tuple[Packed, int]:
         return Packed.from_sections(sections), int(header.about["entries"])
     except (DamagedError, KeyError, ValueError) as error:
         raise DamagedPartError(str(error), node, identity) from error
+
+
+def damaged_parts(shape: Shape, store: Store) -> Iterator[DamagedPartError]:
+    """The stored sums of a shape that do not match their checksums."""
+    for node, identity in leaves(shape):
+        try:
+            load(store, node, identity)
+        except DamagedPartError as error:
+            yield error
 
 
 def total(shape: Shape, store: Store, combine: Combine) -> tuple[Packed, int]:

@@ -261,7 +261,12 @@ def test_memory_at_the_floor_is_given_up(memory_path):
     analysis = FakeAnalysis({("a/1.root", 0): MemoryError()})
     drive = drive_to_end(plan, memory_path, analysis)
     promise(drive, plan, [chunk_node(0, 1, 0)])
-    assert [stop - start for path, start, stop in analysis.runs if path == "a/1.root"] == [8000, 4000, 2000, 1000]
+    assert [stop - start for path, start, stop in analysis.runs if path == "a/1.root"] == [
+        8000,
+        4000,
+        2000,
+        1000,
+    ]
 
 
 # -- bad inputs -------------------------------------------------------------------------------------
@@ -334,7 +339,9 @@ def test_a_result_that_cannot_be_packed(memory_path):
     promise(resumed(plan, memory_path), plan)
 
 
-@pytest.mark.parametrize(("error", "raised"), [(AnalysisError("axes differ"), None), (TypeError("no +"), EngineError)])
+@pytest.mark.parametrize(
+    ("error", "raised"), [(AnalysisError("axes differ"), None), (TypeError("no +"), EngineError)]
+)
 def test_results_that_cannot_be_merged(memory_path, error, raised):
     """Nothing is lost: each half is kept, and the mistake is said by the merge."""
 
@@ -367,7 +374,9 @@ class Odd(BaseException):
     """What ``except Exception`` does not catch."""
 
 
-@pytest.mark.parametrize("error", [Broken(), SystemExit(3), RecursionError(), StopIteration(), ValueError("\udcff\n\n")])
+@pytest.mark.parametrize(
+    "error", [Broken(), SystemExit(3), RecursionError(), StopIteration(), ValueError("\udcff\n\n")]
+)
 def test_strange_exceptions_are_reported(memory_path, error):
     plan = make_plan((500,), chunk=5)
     drive = drive_to_end(plan, memory_path, FakeAnalysis({("a/0.root", 250): error}))
@@ -421,7 +430,10 @@ def test_limits_are_the_drives_own(memory_path):
     plan = make_plan((50,), chunk=5)
     died = Counter()
     drive = drive_to_end(
-        plan, memory_path, wrap=dying(memory_path, {("a/0.root", 25): 99}, died), limits=Limits(lost=1, backoff=0.001)
+        plan,
+        memory_path,
+        wrap=dying(memory_path, {("a/0.root", 25): 99}, died),
+        limits=Limits(lost=1, backoff=0.001),
     )
     promise(drive, plan, [chunk_node(0, 0, 5)])
     assert died.total() <= 2

@@ -237,7 +237,9 @@ def test_a_really_full_disk(small_disk, shared):
     plan = make_plan((400, 300, 0, 500), chunk=5, fsize=2)
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes((1 << 20) - 200_000))
-    drive = resumed(plan, small_disk, FakeAnalysis(value=rough_sum), merging=False, task_seconds=0.0, shared=shared)
+    drive = resumed(
+        plan, small_disk, FakeAnalysis(value=rough_sum), merging=False, task_seconds=0.0, shared=shared
+    )
     assert drive.halted.kind is Kind.SITE
     assert "No space left" in drive.halted.message
     assert 0 < drive.ledger.events_counted < drive.ledger.events_planned

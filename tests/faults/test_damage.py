@@ -86,7 +86,9 @@ def test_swapped_appended_and_foreign(memory_path):
 
 
 def test_pieces_of_another_analysis_are_dropped(memory_path):
-    drive_to_end(make_plan(FILES, chunk=5, fingerprint="0" * 40), memory_path, task_seconds=0.0, merging=False)
+    drive_to_end(
+        make_plan(FILES, chunk=5, fingerprint="0" * 40), memory_path, task_seconds=0.0, merging=False
+    )
     drive = end(make_plan(FILES, chunk=5), memory_path)
     assert len(list(drive.store.scan())) == 1
 

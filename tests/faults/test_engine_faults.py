@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
+import analyses
 import pytest
 from data import make_fileset
 
-import analyses
 import executors
 from executors.errors import AnalysisError, IncompleteError
 
@@ -18,7 +18,9 @@ EVENTS = {"dy": 3000, "tt": 4000}
 
 @pytest.fixture(scope="module")
 def fileset(tmp_path_factory):
-    return make_fileset(tmp_path_factory.mktemp("data"), {"dy": [2000, 0, 1000], "tt": [1000, 2000, 1000]}, seed=3)
+    return make_fileset(
+        tmp_path_factory.mktemp("data"), {"dy": [2000, 0, 1000], "tt": [1000, 2000, 1000]}, seed=3
+    )
 
 
 @pytest.fixture(scope="module")

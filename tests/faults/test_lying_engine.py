@@ -80,7 +80,9 @@ class LyingPool(Executor):
         pick = self._random.choice
         with self._lock:
             old = pick(self._old) if self._old else None
-        kind = pick(("old", "own", "nothing", "garbage", "empty", "forged", "exception", "cancelled", "broken"))
+        kind = pick(
+            ("old", "own", "nothing", "garbage", "empty", "forged", "exception", "cancelled", "broken")
+        )
         if kind == "exception":
             error = pick((WorkerDied("x"), Unspeakable(), Odd("odd"), ValueError("\udcff"), OSError(5, "EIO"),
                           ConnectionResetError(), StopIteration(), GeneratorExit(), TimeoutError()))  # fmt: skip
@@ -181,7 +183,9 @@ def test_merges_told_wrong(memory_path):
             if count % 4 == 2:
                 raise WorkerDied("while merging")
             receipt = fn(task)
-            old.append(dataclasses.replace(receipt, parts=(), extra={"damaged": (task.node, task.id, "not so")}))
+            old.append(
+                dataclasses.replace(receipt, parts=(), extra={"damaged": ((task.node, task.id, "not so"),)})
+            )
             return old[-1] if count % 4 == 3 else receipt
 
     with Pool(2) as pool:

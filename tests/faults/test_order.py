@@ -11,6 +11,8 @@ from breaking import Inline
 from fakes import FakeAnalysis, WorkerDied, drive_to_end, make_plan, promise, resumed, rough_sum
 
 from executors.work import drive as module
+from executors.work import merging
+from executors.work import merging
 from executors.work.merge import MergeTask
 
 PLANS = {
@@ -73,10 +75,14 @@ class Shuffling(Executor):
 def test_any_grouping_any_order(memory_path, monkeypatch, name, seed):
     rng = random.Random(f"{name}{seed}")
     real = module.Drive._most_chunks
-    monkeypatch.setattr(module.Drive, "_most_chunks", lambda self: real(self) and rng.choice((1, 2, 3, 8, 17, 64, 512)))
-    monkeypatch.setattr(module, "FAN_IN", rng.choice((2, 3, 16, 10**6)))
+    monkeypatch.setattr(
+        module.Drive, "_most_chunks", lambda self: real(self) and rng.choice((1, 2, 3, 8, 17, 64, 512))
+    )
+    monkeypatch.setattr(merging, "FAN_IN", rng.choice((2, 3, 16, 10**6)))
     with Shuffling(seed, killed=0.15) as pool:
-        drive = drive_to_end(PLANS[name], memory_path, FakeAnalysis(value=rough_sum), pool, slots=rng.choice((1, 3, 9)))
+        drive = drive_to_end(
+            PLANS[name], memory_path, FakeAnalysis(value=rough_sum), pool, slots=rng.choice((1, 3, 9))
+        )
     promise(drive, PLANS[name], value=rough_sum)
 
 
@@ -86,7 +92,7 @@ def test_cut_off_and_resumed_with_other_sizes(memory_path, monkeypatch, seed, sc
     plan = PLANS["splits"]
     rng = random.Random(seed)
     for _ in range(scale(8, 40)):
-        monkeypatch.setattr(module, "FAN_IN", rng.choice((2, 5, 16)))
+        monkeypatch.setattr(merging, "FAN_IN", rng.choice((2, 5, 16)))
         left = [rng.randrange(1, 12)]
 
         def wrap(call, left=left):
@@ -139,7 +145,11 @@ def test_merged_flat_or_in_pairs(memory_path, flat):
             return pack(left.regions["<f8"] + right.regions["<f8"], additive=flat)
 
     plan = PLANS["splits"]
-    promise(drive_to_end(plan, memory_path, Analysis(value=rough_sum), Inline(), inline=True), plan, value=rough_sum)
+    promise(
+        drive_to_end(plan, memory_path, Analysis(value=rough_sum), Inline(), inline=True),
+        plan,
+        value=rough_sum,
+    )
 
 
 def test_more_pieces_than_files_may_be_open(memory_path, scale):

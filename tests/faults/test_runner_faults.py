@@ -188,7 +188,9 @@ def test_bad_inputs_among_good_ones(on, work, scale):
     assert "failed.json" in out
     found = work.manifest()
     assert found["events_counted"] == planned - 60 * bad
-    code, out = work.run([*command, "--skipbadfiles", "--allow-missing", "100000", "--allow-missing-files", "1000"])
+    code, out = work.run(
+        [*command, "--skipbadfiles", "--allow-missing", "100000", "--allow-missing-files", "1000"]
+    )
     assert code == 0, out
     for path, data in good.items():
         if Path(path).is_dir():
@@ -226,5 +228,7 @@ def test_changed_code_is_noticed(work):
     code, out = work.run(command)
     assert (code, "cuts" in out) == (2, True), out
     assert work.run([*command, "--overwrite"])[0] == 0
-    code, out = work.run([sys.executable, str(ROOT / "runner.py"), "inspect", "out/hist_count_fs/hist_count_fs.coffea"])
+    code, out = work.run(
+        [sys.executable, str(ROOT / "runner.py"), "inspect", "out/hist_count_fs/hist_count_fs.coffea"]
+    )
     assert "1000" in out

@@ -1,17 +1,16 @@
 """The driver over a thread pool: what is planned is counted once, whatever happens."""
 
 import sys
-from pathlib import Path
-
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from fakes import FakeAnalysis, Garbage, drive_to_end, fake_sum, make_drive, make_plan, pack, result, truth  # noqa: E402
+from fakes import FakeAnalysis, Garbage, drive_to_end, fake_sum, make_drive, make_plan, pack, result, truth
 
-from executors.work.model import Kind  # noqa: E402
+from executors.work.model import Kind
 
 
 def check(drive, plan):

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from plans import nodes_below
 
 from executors.errors import DamagedError, PlanChangedError
-from executors.work.plan import Plan, PlannedDataset, PlannedFile, Tree, differences, equal_parts, limit_chunks
+from executors.work.plan import (
+    Plan,
+    PlannedDataset,
+    PlannedFile,
+    Tree,
+    differences,
+    equal_parts,
+    limit_chunks,
+)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 3000), st.integers(1, 700))
@@ -58,7 +66,9 @@ def test_nothing_moves_when_an_unknown_file_is_counted_later(missing):
 
     partial = replace(whole, datasets=tuple(without(d) for d in whole.datasets))
     before, after = Tree(partial), Tree(whole)
-    known = {n: before.id(n) for n in nodes_below(before, before.root) if before.size(n) and not before.unknown(n)}
+    known = {
+        n: before.id(n) for n in nodes_below(before, before.root) if before.size(n) and not before.unknown(n)
+    }
     assert known
     every = set(nodes_below(after, after.root))
     for node, identity in known.items():
@@ -117,9 +127,13 @@ def test_splits():
 
 
 def test_kept_and_read_back(tmp_path):
-    plan = replace(make_plan((10, 0), datasets=("é", "\udcff")), choices={"limit": 3}, fingerprint_parts={"a": "b"})
+    plan = replace(
+        make_plan((10, 0), datasets=("é", "\udcff")), choices={"limit": 3}, fingerprint_parts={"a": "b"}
+    )
     steps = replace(plan.datasets[0].files[0], steps=((0, 5), (7, 9)), limit=1, size=5, mtime=3)
-    plan = replace(plan, datasets=(replace(plan.datasets[0], files=(steps,), metadata={"x": [1, {"y": None}]}),))
+    plan = replace(
+        plan, datasets=(replace(plan.datasets[0], files=(steps,), metadata={"x": [1, {"y": None}]}),)
+    )
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     (tmp_path / ".plan.json.12.tmp").write_text("left by a kill")
@@ -136,7 +150,7 @@ def test_another_version_is_said(tmp_path):
         Plan.load(path)
 
 
-@pytest.mark.parametrize("edit", [("entries\": 10", "entries\": 11"), ("\"a\"", "\"b\""), ("}", "} ")])
+@pytest.mark.parametrize("edit", [('entries": 10', 'entries": 11'), ('"a"', '"b"'), ("}", "} ")])
 def test_an_edited_plan_is_refused(tmp_path, edit):
     path = tmp_path / "plan.json"
     make_plan((10,)).save(path)

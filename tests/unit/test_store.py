@@ -14,7 +14,11 @@ from executors.work.store import Store, check_bytes, frame, object_name, parse_n
 NODE = Node(3, 0, 2, 0, -1)
 ID = "ab" * 20
 NOISE = random.Random(1).randbytes(3000)
-SECTIONS = [("skeleton", memoryview(b"{}" * 40)), ("region <f8", memoryview(NOISE)), ("blob 0", memoryview(b""))]
+SECTIONS = [
+    ("skeleton", memoryview(b"{}" * 40)),
+    ("region <f8", memoryview(NOISE)),
+    ("blob 0", memoryview(b"")),
+]
 
 
 @pytest.fixture
@@ -94,7 +98,9 @@ def test_swapped(store):
         assert refused(store, node, identity)
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "link", "dangling", "empty", "text", "zeros", "gone", "foreign"])
+@pytest.mark.parametrize(
+    "kind", ["folder", "pipe", "link", "dangling", "empty", "text", "zeros", "gone", "foreign"]
+)
 def test_foreign(store, kind, tmp_path):
     path = store.path(NODE, ID)
     whole = path.read_bytes()
@@ -134,14 +140,22 @@ def test_foreign_names_are_passed_over(store):
     root = store.root
     (root / "000009").write_text("a file where a folder should be")
     (root / "notes").mkdir()
-    for name in ("x.part", "0.1.0.1.part", "-1.2.a.-1.id.part", f"0.2.0.-1.{ID}.part.bak", f"00.2.0.-1.{ID}.part"):
+    for name in (
+        "x.part",
+        "0.1.0.1.part",
+        "-1.2.a.-1.id.part",
+        f"0.2.0.-1.{ID}.part.bak",
+        f"00.2.0.-1.{ID}.part",
+    ):
         (root / "000003" / name).write_text("")
     (root / "٠٠٠٠٠١").mkdir()
     assert list(store.scan()) == [(NODE, ID)]
     store.sweep()
 
 
-@pytest.mark.parametrize("node", [NODE, Node(0, -1, 12, 0, -1), Node(999999, 5, 6, 3, 4), Node(1234567, 0, 1, 0, 0)])
+@pytest.mark.parametrize(
+    "node", [NODE, Node(0, -1, 12, 0, -1), Node(999999, 5, 6, 3, 4), Node(1234567, 0, 1, 0, 0)]
+)
 def test_names_tell_the_node(node):
     assert parse_name(object_name(node, ID)) == (node, ID)
 

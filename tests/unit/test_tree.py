@@ -10,6 +10,7 @@ from executors.work.coverage import uncovered
 from executors.work.model import Node
 from executors.work.plan import Tree
 
+
 @given(st.integers(0, 10**6), st.integers(2, 10**9))
 def test_middle_lies_inside_and_is_aligned(lo, length):
     cut = arithmetic.middle(lo, lo + length)
