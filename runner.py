@@ -96,12 +96,14 @@ def _look(command: Command) -> Outcome:
     values = command.values
     outcome: Outcome
     if command.verb == "merge":
-        typed = {"allow_missing": values["allow_missing"]} if "allow_missing" in values else {}
+        accepted = ("allow_missing", "allow_missing_files")
+        settings = resolve({key: values[key] for key in accepted if key in values}).settings
         outcome = merge_dirs(
             [Path(folder) for folder in values["dirs"]],
             Path(values["output"]) if "output" in values else None,
             overwrite=values.get("overwrite", False),
-            allow_missing=resolve(typed).settings.allow_missing,
+            allow_missing=settings.allow_missing,
+            allow_missing_files=settings.allow_missing_files,
             postprocess=values.get("postprocess", True),
         )
     else:

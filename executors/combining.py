@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from executors import outputs
+from executors import outputs, words
 from executors.errors import DamagedError, IncompleteError, UsageError
 from executors.inspection import find
 from executors.work import lock, merge
@@ -26,6 +26,7 @@ def merge_dirs(
     *,
     overwrite: bool = False,
     allow_missing: int = 0,
+    allow_missing_files: int = 0,
     postprocess: bool = True,
 ) -> Outcome:
     """Merge one run or several into one ``.coffea`` file; refuses what is incomplete or counted twice."""
@@ -42,7 +43,7 @@ def merge_dirs(
         runs = [find(folder) for folder in folders]
         _check_same_analysis(runs)
         _check_overlap(runs)
-        missing = _check_complete(runs, allow_missing)
+        missing = _check_complete(runs, allow_missing, allow_missing_files)
         target = out or runs[0].folder / outputs.merged_name(runs[0].plan)
         return _merged(
             runs, target, overwrite=overwrite, postprocess=postprocess, missing=missing, inside=out is None
@@ -76,10 +77,10 @@ def _check_overlap(runs: list[Found]) -> None:
                 spans.extend((start, stop, run.folder) for start, stop in file.ranges(run.plan.chunk))
 
 
-def _check_complete(runs: list[Found], allow_missing: int) -> int:
+def _check_complete(runs: list[Found], events: int, files: int) -> int:
     missing = sum(run.missing for run in runs)
     unknown = sum(run.ledger.unknown_files() for run in runs)
-    if unknown or missing > allow_missing:
+    if unknown > files or missing > events:
         where = [
             f"{run.folder}: {row.name} lacks {row.events_planned - row.events_counted} "
             f"of {row.events_planned} events"
@@ -92,10 +93,10 @@ def _check_complete(runs: list[Found], allow_missing: int) -> int:
             for run in runs
             if run.ledger.unknown_files()
         ]
+        listed = "".join(f"\n  {line}" for line in where[:10])
         raise IncompleteError(
-            "not merged, events are missing:\n  "
-            + "\n  ".join(where[:10])
-            + f"\nRun the command of that directory again, or accept the loss: --allow-missing {missing}"
+            f"not merged, events are missing:{listed}\nRun the command of that directory again, or accept "
+            f"the loss: {words.accept(missing, unknown)}"
         )
     return missing
 

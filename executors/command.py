@@ -215,6 +215,9 @@ def _merge_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--allow-missing", metavar="N", default=hidden, help="merge with up to N events missing [0]"
     )
+    group.add_argument(
+        "--allow-missing-files", metavar="N", default=hidden, help="and with up to N unopened files [0]"
+    )
     group.add_argument("--no-postprocess", dest="postprocess", action="store_false", default=hidden,
                        help="do not apply the workflow's postprocess")  # fmt: skip
     group.add_argument("-q", "--quiet", action="store_true", default=hidden, help="say only errors")

@@ -181,11 +181,15 @@ def gone(processes: set[psutil.Process], seconds: float) -> set[psutil.Process]:
 
 def listeners(processes: set[psutil.Process]) -> set[tuple[str, int]]:
     """Addresses on which any of them listens."""
-    found = set()
+    found: set[tuple[str, int]] = set()
     for process in processes:
         try:
             connections = process.net_connections("inet")
         except psutil.Error:
             continue
-        found |= {tuple(one.laddr) for one in connections if one.status == psutil.CONN_LISTEN}
+        found |= {
+            (str(one.laddr[0]), int(one.laddr[1]))
+            for one in connections
+            if one.laddr and one.status == psutil.CONN_LISTEN
+        }
     return found

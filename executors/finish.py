@@ -7,7 +7,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
-from executors import outputs
+from executors import outputs, words
 from executors.errors import AnalysisError, IncompleteError, InterruptedRunError, SiteError
 from executors.work.model import Kind
 from executors.work.report import Outcome, Summary
@@ -31,6 +31,7 @@ class Finish:
         self.settings, self.folder = settings, folder
         self.plan = drive.tree.plan
         self.written: dict[str, str] = {}
+        self.fresh: set[str] = set()  # of them, those of which this run did a part
         self.digest = ""
         self.merged = ""
         self._indexed = settings.fsize is not None or settings.no_merge
@@ -43,6 +44,7 @@ class Finish:
             for split in range(len(self.drive.tree.splits)):
                 if self.drive.coverage.complete(self.drive.tree.split_root(split)):
                     self.split(split)
+            self.fresh.clear()
 
     def split(self, number: int) -> None:
         """Write one split's indexed output, from what is stored of it."""
@@ -51,6 +53,7 @@ class Finish:
         split = self.drive.tree.splits[number]
         name = outputs.indexed_name(self.plan, split.index, split.part)
         if self._indexed and name not in self.written:
+            self.fresh.add(name)
             found = self.drive.total_of_split(number, self.analysis.combine)
             self._save(name, None if found is None else unpack(found[0]))
 
@@ -156,7 +159,7 @@ class Finish:
             bytes_read=ledger.bytes_read,
             digest=self.digest,
             outputs=tuple(
-                str(self.folder / name) for name in ([self.merged] if self.merged else self.written)
+                str(self.folder / name) for name in ([self.merged] if self.merged else sorted(self.fresh))
             ),
             resumed_events=ledger.resumed_events,
         )
@@ -202,51 +205,14 @@ class Finish:
             failed.unlink(missing_ok=True)
         outputs.write_json(self.folder / "manifest.json", manifest)
 
-    # -- words -------------------------------------------------------------------------------------
-
     def _text(self, code: int, selected: list[int] | None) -> str:
         ledger, halted = self.drive.ledger, self.drive.halted
         missing, unknown = self._missing(selected)
-        gone = f"{missing} of {ledger.events_planned} planned events are not counted"
-        if unknown:
-            gone += f", and {unknown} files could not be opened"
-        again = "The same command goes on from here"
+        lost = words.gap(missing, unknown, ledger.events_planned)
         if code == 0:
-            return self._good_text(missing, unknown, gone)
+            gap = lost if missing or unknown else ""
+            return words.good_end(ledger.complete, gap, self.folder, self.merged)
         if code == AnalysisError.exit_code:
-            return self._user_text()
-        if halted is not None:
-            return (
-                f"stopped: {halted.message}\n{gone}. Once that is mended, the same command goes on from here"
-            )
-        if code == InterruptedRunError.exit_code:
-            return f"interrupted: {gone}. {again}"
-        kept = f"; the good ones are in {self.folder / self.merged}" if self.merged else ""
-        accept = f"--allow-missing {missing}" + (f" --allow-missing-files {unknown}" if unknown else "")
-        return (
-            f"incomplete: {gone}{kept}. What is missing is in {self.folder / 'failed.json'}, "
-            f"why in manifest.json. The same command tries again; {accept} accepts the loss"
-        )
-
-    def _good_text(self, missing: int, unknown: int, gone: str) -> str:
-        if missing or unknown:
-            return f"accepted: {gone}; the good ones are in {self.folder / self.merged}"
-        if not self.drive.ledger.complete:
-            return f"the chosen splits are done; 'runner.py status {self.folder}' says what is left"
-        if self.merged:
-            return f"complete: {self.folder / self.merged}"
-        return f"complete, not merged: 'runner.py merge {self.folder}' merges"
-
-    def _user_text(self) -> str:
-        ledger = self.drive.ledger
-        found = [f for f in ledger.lost.values() if f.kind in (Kind.USER, Kind.TIMEOUT)]
-        if self.drive.halted is not None and self.drive.halted.kind in (Kind.USER, Kind.TIMEOUT):
-            found = [self.drive.halted, *(f for f in found if f is not self.drive.halted)]
-        failure = found[0]
-        lines = [f"the analysis raised {failure.error}: {failure.message}"]
-        lines += [f"  {frame}" for frame in failure.frames]
-        if failure.path:
-            lines.append(f"  in {failure.path}, entries {failure.range[0]} to {failure.range[1]}")
-        if len(found) > 1:
-            lines.append(f"  and on {len(found) - 1} more; see manifest.json")
-        return "\n".join(lines)
+            return words.users_mistake(ledger, halted)
+        options = words.accept(missing, unknown)
+        return words.bad_end(code, lost, options, halted=halted, folder=self.folder, merged=self.merged)

@@ -99,7 +99,7 @@ def status(folder: Path) -> Outcome:
         span = "{}:{}".format(*failure["range"]) if failure.get("range") else "whole file"
         lines.append(
             f"  missing: {failure['dataset']} {failure['file']} [{span}] "
-            f"{failure['kind']}: {failure['error']}"
+            f"{failure['kind']}: {' '.join(str(failure['error']).split())[:200]}"
         )
     data = {
         "complete": found.ledger.complete,
@@ -113,7 +113,9 @@ def status(folder: Path) -> Outcome:
 
 def _state(found: Found, manifest: dict[str, Any]) -> str:
     ledger = found.ledger
-    share = f"{ledger.events_counted} of {ledger.events_planned} events counted"
+    share = f"{ledger.events_counted:,} of {ledger.events_planned:,} events counted"
+    if unknown := ledger.unknown_files():
+        share += f", {unknown:,} files could not be opened"
     if not ledger.complete:
         return f"incomplete, {share}; the command that began it goes on from here"
     merged = manifest.get("merged")

@@ -46,6 +46,8 @@ def run(
             folder = Path(out)
         outcome = execute(settings, observer=observer, workflow=workflow, fileset=fileset, folder=folder)
         if outcome.exit_code:
+            if out is None:
+                stack.pop_all()  # what is done stays where the error says it is
             raise _error(outcome)
         return load(folder)
 
@@ -57,13 +59,16 @@ def _error(outcome: Outcome) -> ExecutorsError:
     return kinds.get(outcome.exit_code, ExecutorsError)(outcome.text, manifest=outcome.data)
 
 
-def load(path: str | os.PathLike[str]) -> Any:
-    """The merged result of a run's directory, or the content of one ``.coffea`` file, verified."""
+def load(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
+    """The merged result of a run's directory, or the content of one ``.coffea`` file, verified.
+
+    Loading runs code that is in the file, so one of another user is refused unless you ``trust`` its owner.
+    """
     from executors.coffea.save import load as load_file
 
     place = Path(path)
     if not place.is_dir():
-        return load_file(place)
+        return load_file(place, trust=trust)
     manifest = outputs.read_json(place / "manifest.json")
     merged = manifest.get("merged")
     if not merged:
@@ -72,7 +77,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         )
     if bad := outputs.outputs_intact(place, {merged: manifest["outputs"][merged]}):
         raise IncompleteError(f"{place / bad[0]} is damaged; run the same command again to write it anew")
-    return load_file(place / merged)
+    return load_file(place / merged, trust=trust)
 
 
 def digest(value: Any) -> str:

@@ -103,7 +103,9 @@ def _asked(
     from executors.fingerprint import fingerprint
     from executors.workflow import load_workflow
 
-    registry.resolve(settings.executor)
+    _, site = registry.resolve(settings.executor)
+    if settings.scaleout is not None and site.name == "local":
+        observer.message("warning", "--scaleout is for batch sites; on this machine -j says how many workers")
     workflow = workflow or load_workflow(settings.wf, settings.wf_arg)
     read = read_fileset(settings.json if fileset is None else fileset)
     for warning in read.warnings:

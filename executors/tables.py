@@ -106,16 +106,22 @@ def _cells_of(row: DatasetCount) -> tuple[str, ...]:
         f"{row.files:,}",
         f"{row.events_planned:,}",
         f"{row.events_counted:,}",
-        f"{missing:,}",
+        _missing(missing, row.files_unopened),
         why,
     )
+
+
+def _missing(events: int, files: int) -> str:
+    """Events, and files of which nobody knows how many events they hold."""
+    return f"{events:,}" + (f" + {files:,} file{'s' if files > 1 else ''}" if files else "")
 
 
 def _total(rows: Sequence[DatasetCount]) -> tuple[str, ...]:
     planned = sum(row.events_planned for row in rows)
     counted = sum(row.events_counted for row in rows)
     files = sum(row.files for row in rows)
-    return ("all", f"{files:,}", f"{planned:,}", f"{counted:,}", f"{planned - counted:,}", "")
+    missing = _missing(planned - counted, sum(row.files_unopened for row in rows))
+    return ("all", f"{files:,}", f"{planned:,}", f"{counted:,}", missing, "")
 
 
 def _row(line: Sequence[str], widths: Sequence[int]) -> str:

@@ -119,7 +119,7 @@ def _from_function(function: Any, arguments: Mapping[str, Any], spec: str) -> tu
             )
         return processor, given
     if len(free) > 1 or _is_scalar(free[0]) or _makes_processor(function):
-        raise _missing(spec, function, free)
+        raise _missing(spec, function, free[not _makes_processor(function) and not _is_scalar(free[0]) :])
     if not given:
         return function, given
     if free[0].name != next(iter(inspect.signature(function).parameters)):

@@ -129,7 +129,7 @@ def _refuse_strangers(path: Path, about: os.stat_result, *, trust: bool) -> None
     if about.st_uid != os.geteuid() and not trust:
         raise UsageError(
             f"{path}: belongs to user {about.st_uid}, not to you ({os.geteuid()}), and loading a .coffea "
-            "file runs the code in it. If you trust its owner: load(path, trust=True), or --trust-pickle",
+            "file runs the code in it. If you trust its owner: executors.load(path, trust=True)",
             path=str(path),
         )
 

@@ -34,7 +34,7 @@ class WorkerSlot:
         self._log = f"worker-{index}.log"
         self._outfit = outfit
         self._child: Child | None = None
-        self._doomed = False
+        self._doomed = ""  # why the worker was killed, until it is buried
         self._lock = threading.Lock()
         self.greeting: bytes | bytearray = b""  # what the worker said of itself when it was ready
 
@@ -46,7 +46,9 @@ class WorkerSlot:
             self._bury()
         child = self._nursery.spawn(self.target, self._log)
         with self._lock:
-            self._child, self._doomed = child, False
+            self._child = child
+            if self._doomed:  # the kill came while there was no worker
+                self._nursery.kill(child, self._doomed)
         with contextlib.suppress(OSError):
             send(child.sock, CALL, self._outfit)
         frame = receive(child.sock)
@@ -75,13 +77,13 @@ class WorkerSlot:
     def kill(self, why: str) -> None:
         """Kill the worker; whatever it answers now, it takes no other call."""
         with self._lock:
+            self._doomed = why or "killed"
             if self._child is not None:
-                self._doomed = True
-                self._nursery.kill(self._child, why)
+                self._nursery.kill(self._child, self._doomed)
 
     def _bury(self, unless: str = "it closed its connection") -> WorkerDied:
         with self._lock:
-            child, self._child = self._child, None
+            child, self._child, self._doomed = self._child, None, ""
         if child is None:
             return WorkerDied.of("lost")
         death = child.death(DEATH_WAIT)

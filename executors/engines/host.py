@@ -131,6 +131,8 @@ class HostSlot:
         lane, child = self._lane, self._child
         if lane is None or child is None:
             raise WorkerDied.of("lost")
+        if self._why:  # the kill came while the lane was being opened
+            raise WorkerDied.of(self._why)
         with contextlib.suppress(OSError):
             send(lane, CALL, blob)
         frame = receive(lane)
@@ -146,7 +148,7 @@ class HostSlot:
 
     def kill(self, why: str) -> None:
         """Kill the worker; the lane is not used again."""
-        self._why = why
+        self._why = why or "killed"
         self._host.kill(self._index)
 
     def _drop(self) -> None:

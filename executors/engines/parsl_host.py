@@ -114,6 +114,7 @@ class ParslSlot:
         self._note = note
         self._common = common
         self._ticket = 0
+        self._doomed = -1
         self._proven = False
 
     def ready(self) -> None:
@@ -130,8 +131,12 @@ class ParslSlot:
         return self._run(blob, TAKE_LIMIT)
 
     def kill(self, why: str) -> None:  # noqa: ARG002 - the runner remembers why
-        """Kill the process that has taken the task."""
-        if (pid := self._taker()) is not None:
+        """Kill the process that has taken the task, or will take it."""
+        self._doomed = self._ticket
+        self._kill_doomed()
+
+    def _kill_doomed(self) -> None:
+        if self._doomed == self._ticket and (pid := self._taker()) is not None:
             _kill(pid)
 
     def close(self) -> None:
@@ -149,6 +154,7 @@ class ParslSlot:
             except NotYet:
                 if (outcome := self._outcome()) is not None:
                     return outcome
+                self._kill_doomed()
                 watch.look(self._taker())
             except WorkerLost as error:
                 raise WorkerDied.of("lost") from error

@@ -35,7 +35,7 @@ def blamed(task: Task, words: LastWords, error: BaseException | None) -> Failure
     what = (
         "the chunk's time limit ran out"
         if kind is Kind.TIMEOUT
-        else f"the worker died: {answers.words(error)[:500]}"
+        else answers.words(error)[:500] or "the worker died"
     )
     return Failure(
         file=words.file,

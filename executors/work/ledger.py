@@ -127,7 +127,8 @@ class Ledger:
             missing[dataset] += events
             reasons[dataset][f"{failure.kind}: {failure.error}"] += events
         for i, errors in enumerate(self._unknown):
-            reasons[i].update({f"could not be opened: {error}": n for error, n in errors.items()})
+            for error, files in errors.items():
+                reasons[i][f"not opened: {(error or 'unknown').partition(':')[0]}"] += files
         return tuple(
             DatasetCount(
                 name=d.name,
@@ -139,6 +140,7 @@ class Ledger:
                 chunks_planned=self._chunks[i],
                 chunks_done=self._chunks_done[i],
                 failures=self._failures[i],
+                files_unopened=sum(f.entries is None for f in d.files),
             )
             for i, d in enumerate(self.tree.plan.datasets)
         )

@@ -26,6 +26,7 @@ class DatasetCount:
     chunks_planned: int = 0
     chunks_done: int = 0
     failures: int = 0  # every failure, also those that a retry healed
+    files_unopened: int = 0  # whose events nobody could count: they are in no other number
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,14 @@
 
 import random
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from fakes import FakeAnalysis, drive_to_end, make_plan, promise, resumed, rough_sum
+from fakes import FakeAnalysis, drive_to_end, make_drive, make_plan, promise, resumed, rough_sum
 
 from executors.errors import DamagedError, PlanChangedError
 from executors.work import journal
+from executors.work.merge import MergeTask
 from executors.work.model import Kind
 from executors.work.plan import Plan
 
@@ -150,6 +152,47 @@ def test_a_store_that_does_not_keep_what_it_is_given_stops_the_run(memory_path, 
         assert drive.sum is None
         assert drive.halted.kind is Kind.SITE
     promise(resumed(plan, memory_path), plan)
+
+
+def test_an_old_directory_may_be_damaged_all_over(memory_path):
+    """However much has rotted since: it is made again in one go, each piece once."""
+    plan = make_plan((500,), chunk=5)
+    for path in pieces_of(memory_path, plan):
+        flip(path, path.stat().st_size * 8 - 3)
+    again = FakeAnalysis(value=rough_sum)
+    drive = resumed(plan, memory_path, again)
+    promise(drive, plan, value=rough_sum)
+    assert len(again.runs) == again.runs.total() == 100
+
+
+def test_a_sum_made_before_one_of_its_parts_was_found_damaged(memory_path):
+    """The merge is under way and has read the part; then the part is found damaged, and done again."""
+    plan = make_plan((80,), chunk=5)
+    pieces_of(memory_path, plan)
+    held = []
+
+    class Holding(ThreadPoolExecutor):
+        def submit(self, fn, task):
+            if not isinstance(task, MergeTask):
+                return super().submit(fn, task)
+            future = Future()
+            held.append((future, fn(task)))
+            return future
+
+    with Holding(2) as pool:
+        drive = make_drive(plan, memory_path, pool, FakeAnalysis(value=rough_sum), patience=99)
+        drive.resume()
+        drive.merging.consider(next(iter(drive.coverage.stored)))
+        ((future, receipt),) = held
+        lost = list(drive.coverage.stored.items())[3:5]
+        for node, identity in lost:
+            drive.merging.lost_part(node, identity, "a bit")
+        assert drive.ledger.events_counted == 70
+        future.set_result(receipt)
+        drive.run()
+        drive.sum = drive.total(FakeAnalysis().combine)
+        drive.journal.close()
+    promise(drive, plan, value=rough_sum)
 
 
 # -- the journal ------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from fakes import FakeAnalysis, WorkerDied, drive_to_end, make_plan, promise, re
 
 from executors.work import drive as module
 from executors.work import merging
-from executors.work import merging
 from executors.work.merge import MergeTask
 
 PLANS = {

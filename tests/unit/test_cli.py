@@ -207,7 +207,7 @@ def test_verbs(fake: types.SimpleNamespace, capsys: pytest.CaptureFixture[str]) 
     assert runner.main(["merge", "a", "b", "-o", "x.coffea", "--allow-missing", "5", "--overwrite"]) == 0
     name, args, named = fake.calls.pop()
     assert (name, args) == ("merge_dirs", ([Path("a"), Path("b")], Path("x.coffea")))
-    assert named == {"overwrite": True, "allow_missing": 5, "postprocess": True}
+    assert named == {"overwrite": True, "allow_missing": 5, "allow_missing_files": 0, "postprocess": True}
     assert runner.main(["merge", "a", "--allow-missing", "many"]) == 2
     assert runner.main(["merge", "a", "--allow-missing", "-1"]) == 2
     fake.answer = Outcome(3, "incomplete", data={"missing": 7})

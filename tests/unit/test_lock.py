@@ -237,3 +237,10 @@ def test_old_tries_of_killed_processes_are_swept(tmp_path):
     with lock.hold(tmp_path):
         assert not old.exists()
         assert new.exists()
+
+
+def test_a_number_from_an_old_listing_is_given_back(tmp_path):
+    """Slow between looking and taking: others have come and gone, and hold a higher number."""
+    put(tmp_path, 5)
+    assert lock._take(tmp_path, 3) is None
+    assert [p.name for p in tmp_path.iterdir()] == ["lock.5"]
