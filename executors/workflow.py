@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _SCALARS = (str, int, float, bool, Path, list, tuple, set, dict, frozenset)
 _LONGEST_NAME = 80
+_EVENTS = ("events", "event", "evts", "ev")  # a first parameter that no --wf-arg is meant to give
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _from_function(function: Any, arguments: Mapping[str, Any], spec: str) -> tu
             )
         return processor, given
     if len(free) > 1 or _is_scalar(free[0]) or _makes_processor(function):
-        raise _missing(spec, function, free[not _makes_processor(function) and not _is_scalar(free[0]) :])
+        raise _missing(spec, function, free[free[0].name in _EVENTS :])
     if not given:
         return function, given
     if free[0].name != next(iter(inspect.signature(function).parameters)):
