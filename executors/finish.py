@@ -42,7 +42,8 @@ class Finish:
         """Write the indexed outputs of all splits that an earlier run completed."""
         if self._indexed:
             for split in range(len(self.drive.tree.splits)):
-                if self.drive.coverage.complete(self.drive.tree.split_root(split)):
+                root = self.drive.tree.split_root(split)
+                if self.drive.coverage.done(root) and self.drive.coverage.complete(root):
                     self.split(split)
             self.fresh.clear()
 

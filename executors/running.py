@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from executors import outputs, planning
+from executors import outputs, planning, words
 from executors.combining import merge_dirs
 from executors.errors import (
     EngineError,
@@ -297,6 +297,7 @@ def _drive(asked: Asked, plan: Plan, place: Place, pool: Executor, opened: Opene
     call = jobs.prepare(analysis, place)
     if opened.inline:
         call = jobs.local(analysis, call)
+    _tell_odd_files(asked, plan)
     tree = Tree(plan)
     journal = Journal(place.run / "journal.jsonl")
     drive = Drive(
@@ -320,6 +321,21 @@ def _drive(asked: Asked, plan: Plan, place: Place, pool: Executor, opened: Opene
         return finish.outcome(selected, opened.began, opened.close)
     finally:
         journal.close()
+
+
+def _tell_odd_files(asked: Asked, plan: Plan) -> None:
+    """Say which files bring nothing: those without an event, and those that could not be opened."""
+    files = [f for d in plan.datasets for f in d.files]
+    if empty := [f.path for f in files if f.entries == 0]:
+        asked.observer.message(
+            "info", f"{words.number(len(empty), 'file')} without an event, such as {empty[0]}"
+        )
+    if unknown := [f for f in files if f.entries is None]:
+        asked.observer.message(
+            "warning",
+            f"{words.number(len(unknown), 'file')} could not be opened, such as {unknown[0].path}: "
+            f"{unknown[0].error}",
+        )
 
 
 def _analysis(asked: Asked, plan: Plan) -> Any:
