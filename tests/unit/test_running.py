@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import analyses
 import coffea.util
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from coffea.nanoevents import NanoAODSchema
 from coffea.processor import IterativeExecutor, Runner
 from data import make_fileset, write_events
 
-import analyses
 import executors
 from executors.errors import (
     AnalysisError,
