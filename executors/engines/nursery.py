@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from executors.engines import strays
 from executors.engines.base import WorkerDied
 from executors.errors import EngineError
 
@@ -87,6 +88,7 @@ class Nursery:
         sweep: Path | None = None,
     ) -> None:
         self._log_dir = log_dir
+        self._private = sweep
         self._lock = threading.Lock()
         self._children: dict[int, Child] = {}
         self._tickets = 0
@@ -152,6 +154,8 @@ class Nursery:
             self._process.wait()
         self._listener.join(5)
         self._control.close()
+        if self._process.returncode != 0 and self._private is not None:
+            strays.end(self._private)
 
     def _listen(self) -> None:
         while True:

@@ -53,7 +53,7 @@ def test_flipped_bits_through_a_resumed_run(memory_path, scale, merging):
         again = FakeAnalysis(value=rough_sum)
         drive = resumed(plan, folder, again, merging=merging)
         promise(drive, plan, value=rough_sum)
-        assert set(again.runs.values()) == {1}
+        assert set(again.runs.values()) <= {1}
         assert len(again.runs) <= len(hit)  # a skeleton that is not needed is not read
         assert len(list((folder / "damaged").glob("*"))) == len(again.runs)
         shutil.rmtree(folder)

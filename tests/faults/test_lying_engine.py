@@ -126,10 +126,13 @@ class LyingPool(Executor):
 def test_lies_are_never_believed(memory_path, scale, shared):
     chunks = scale(1500, 10_000)
     plan = make_plan((5 * 11,) * (chunks // 11), chunk=5, fsize=40)
+    # Without notes each lie is charged to the chunk: so many in a row must not look like its fault, and not
+    # like a lack of memory either, for which it would be processed in pieces, with other last bits.
+    limits = Limits(lost=10, backoff=0.001)
     with LyingPool() as pool:
         drive = drive_to_end(
             plan, memory_path, FakeAnalysis(value=rough_sum), pool,
-            shared=shared, patience=0.15, task_seconds=0.0,
+            shared=shared, patience=0.15, task_seconds=0.0, limits=limits,
         )  # fmt: skip
     assert min(pool.told.values()) > 0
     promise(resumed(plan, memory_path, FakeAnalysis(value=rough_sum)), plan, value=rough_sum)
