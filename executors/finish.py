@@ -179,6 +179,7 @@ class Finish:
             "files_not_counted": ledger.unknown_files(),
             "datasets": outputs.account(ledger),
             "failures": outputs.failures(self.plan, ledger),
+            "halved_chunks": outputs.halved(self.plan, ledger),
             "digest": self.digest,
             "merged": self.merged,
             "outputs": dict(sorted(self.written.items())),

@@ -151,6 +151,20 @@ def failures(plan: Plan, ledger: Ledger) -> list[dict[str, Any]]:
     return out
 
 
+def halved(plan: Plan, ledger: Ledger) -> list[dict[str, Any]]:
+    """The chunks that were processed in pieces: their sums may differ in the last bits from a whole one's."""
+    return [
+        {
+            "dataset": plan.datasets[ledger.tree.splits[node.split].dataset].name,
+            "file": ledger.tree.file(node.split, node.first).path,
+            "chunk": node.lo,
+            "pieces": pieces,
+        }
+        for node, pieces in ledger.halved()
+        if node not in ledger.lost
+    ]
+
+
 def account(ledger: Ledger) -> dict[str, Any]:
     """The account by dataset, for the manifest."""
     return {

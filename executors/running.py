@@ -34,7 +34,7 @@ from executors.work.journal import Journal
 from executors.work.plan import Plan, Tree
 from executors.work.policy import Limits
 from executors.work.report import Outcome, Silent
-from executors.work.store import Store
+from executors.work.store import Store, sweep
 from executors.work.terms import Terms
 from executors.work.worker import Place
 
@@ -85,7 +85,8 @@ def execute(
 ) -> Outcome:
     """Do what the settings say; errors of use are raised before any work starts."""
     asked = _asked(settings, observer or Silent(), workflow, fileset, folder)
-    with lock.hold(asked.folder):
+    # Whoever overtakes this lock took this runner for dead: it must then write no more.
+    with lock.hold(asked.folder, lost=asked.stop):
         if settings.overwrite:
             _wipe(asked.folder)
         try:
@@ -259,6 +260,8 @@ def _work(asked: Asked, plan: Plan) -> Outcome:
         inline=inline,
     )
     place.store.sweep()
+    for swept in (folder, folder / "job"):
+        sweep(swept)
     want = Resources(
         workers=settings.workers,
         log_dir=folder / "logs",

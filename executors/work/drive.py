@@ -249,7 +249,7 @@ class Drive:
     def _submit(self, task: Task | MergeTask, chunks: int, reissued: int = 0) -> None:
         try:
             future = self.pool.submit(self.call, task)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, ValueError, TypeError) as error:
             raise EngineError(f"the engine takes no more work: {error}") from error
         self._inflight[future] = Assignment(task, chunks, time.monotonic(), reissued)
         future.add_done_callback(self._answers.put)

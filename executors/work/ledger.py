@@ -94,6 +94,10 @@ class Ledger:
         history = self._histories.get(node)
         return history.parts if history is not None else 1
 
+    def halved(self) -> list[tuple[Node, int]]:
+        """The chunks that are processed in pieces, and in how many."""
+        return sorted((node, h.parts) for node, h in self._histories.items() if h.parts > 1)
+
     def special_below(self, node: Node) -> bool:
         """Whether a chunk below a node has failed before: such chunks run alone."""
         return node in self._special

@@ -121,8 +121,8 @@ class Lock:
 
 
 @contextlib.contextmanager
-def hold(folder: Path, wait: float = 0.0) -> Iterator[Lock]:
-    """Hold the folder's lock, or raise ``LockedError`` naming who does."""
+def hold(folder: Path, wait: float = 0.0, lost: threading.Event | None = None) -> Iterator[Lock]:
+    """Hold the folder's lock, or raise ``LockedError`` naming who does; overtaken, it sets ``lost``."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _acquire(folder, time.monotonic() + wait)
@@ -130,6 +130,8 @@ def hold(folder: Path, wait: float = 0.0) -> Iterator[Lock]:
         raise SiteError(
             f"{folder} cannot be locked: {error.strerror or error}", folder=str(folder)
         ) from error
+    if lost is not None:
+        lock.lost = lost
     try:
         yield lock
     finally:

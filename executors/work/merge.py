@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from executors.errors import DamagedError
+from executors.errors import AnalysisError, DamagedError, ExecutorsError
 from executors.work.coverage import halves, is_leaf, leaves, stored
 from executors.work.model import Node, Part, Receipt
 from executors.work.packed import Packed, add_region, region_dtype
@@ -62,6 +62,11 @@ def merge(task: MergeTask, analysis: Analysis, place: Place) -> Receipt:
         extra = {"damaged": tuple((e.node, e.identity, str(e)) for e in (error, *others))}
     except OSError as error:
         extra = {"put_error": (error.errno, f"{error.strerror}: {error.filename or place.run}")}
+    except (ExecutorsError, MemoryError):
+        raise
+    except Exception as error:
+        # The worker's edge: classes of the user's own are added here.
+        raise AnalysisError(f"results cannot be added: {type(error).__name__}: {error}") from error
     return Receipt(
         task=task.id,
         parts=parts,

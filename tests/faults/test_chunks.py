@@ -339,10 +339,8 @@ def test_a_result_that_cannot_be_packed(memory_path):
     promise(resumed(plan, memory_path), plan)
 
 
-@pytest.mark.parametrize(
-    ("error", "raised"), [(AnalysisError("axes differ"), None), (TypeError("no +"), EngineError)]
-)
-def test_results_that_cannot_be_merged(memory_path, error, raised):
+@pytest.mark.parametrize("error", [AnalysisError("axes differ"), TypeError("axes differ")])
+def test_results_that_cannot_be_merged(memory_path, error):
     """Nothing is lost: each half is kept, and the mistake is said by the merge."""
 
     class Unmergeable(FakeAnalysis):
@@ -353,13 +351,9 @@ def test_results_that_cannot_be_merged(memory_path, error, raised):
             raise error
 
     plan = make_plan((500,), chunk=5)
-    if raised:
-        with pytest.raises(raised, match=r"no \+"):
-            drive_to_end(plan, memory_path, Unmergeable())
-    else:
-        drive = drive_to_end(plan, memory_path, Unmergeable())
-        assert drive.halted.kind is Kind.USER
-        assert "axes differ" in drive.halted.message
+    drive = drive_to_end(plan, memory_path, Unmergeable())
+    assert drive.halted.kind is Kind.USER
+    assert "axes differ" in drive.halted.message
     again = FakeAnalysis()
     promise(resumed(plan, memory_path, again), plan)
     assert len(again.runs) < 100
