@@ -69,16 +69,12 @@ def _start(command: Command) -> int:
         return 0
     _required(resolved)
     from executors.running import execute, plan_only
-
-    if settings.dry_run or command.verb == "plan":
-        outcome: Outcome = plan_only(settings)
-        _show(outcome, {"as_json": as_json})
-        return outcome.exit_code
     from executors.show import Progress
 
+    planning = settings.dry_run or command.verb == "plan"
     with Progress(quiet=settings.quiet, level=settings.log_level) as progress:
-        outcome = execute(settings, observer=progress)
-    _show(outcome, {})
+        outcome: Outcome = (plan_only if planning else execute)(settings, observer=progress)
+    _show(outcome, {"as_json": as_json} if planning else {})
     return outcome.exit_code
 
 
