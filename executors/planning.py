@@ -133,8 +133,12 @@ def uncounted(kept: Plan, paths: set[str], asked: Plan) -> Plan:
 def fill_counts(plan: Plan, settings: Settings, say: Say, stop: Event) -> Plan:
     """Count what nobody has counted; a file that cannot be counted keeps its place, and the reason."""
     wanted = [(i, j) for i, d in enumerate(plan.datasets) for j, f in enumerate(d.files) if f.entries is None]
-    if not wanted:
-        return plan
+    filled = plan if not wanted else _fill(plan, wanted, settings, say, stop)
+    limited = plans.limit_chunks(filled.datasets, plan.chunk, settings.max, settings.max_per_dataset)
+    return filled if limited == filled.datasets else replace(filled, datasets=limited)
+
+
+def _fill(plan: Plan, wanted: list[tuple[int, int]], settings: Settings, say: Say, stop: Event) -> Plan:
     cache = Cache(settings.cache)
     try:
         found = _from_cache(plan, wanted, cache)
@@ -149,11 +153,7 @@ def fill_counts(plan: Plan, settings: Settings, say: Say, stop: Event) -> Plan:
         )
     finally:
         cache.close()
-    filled = plan.with_counts({**found, **fresh})
-    if settings.max is not None or settings.max_per_dataset is not None:
-        limited = plans.limit_chunks(filled.datasets, plan.chunk, settings.max, settings.max_per_dataset)
-        filled = replace(filled, datasets=limited)
-    return filled
+    return plan.with_counts({**found, **fresh})
 
 
 def unreadable(plan: Plan, settings: Settings, stop: Event) -> list[tuple[str, str]]:

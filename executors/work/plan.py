@@ -189,20 +189,35 @@ def _steps(rows: Iterable[Iterable[int]] | None) -> tuple[Range, ...] | None:
 def limit_chunks(
     datasets: Iterable[PlannedDataset], chunk: int, most: int | None, per_dataset: int | None
 ) -> tuple[PlannedDataset, ...]:
-    """The datasets with at most ``most`` chunks in total and ``per_dataset`` in each, the first ones."""
-    left = most
+    """The datasets with at most ``most`` chunks in total and ``per_dataset`` in each, the first ones.
+
+    What has its limit keeps it, and what nobody has counted gets one when it is counted: a file that comes
+    late takes what is left, and moves no other.
+    """
+    datasets = tuple(datasets)
+    if most is None and per_dataset is None:
+        return datasets
+    left = _rest(most, [file for dataset in datasets for file in dataset.files], chunk)
     out = []
     for dataset in datasets:
-        allowed = per_dataset
+        allowed = _rest(per_dataset, dataset.files, chunk)
         files = []
         for file in dataset.files:
-            bounds = [bound for bound in (left, allowed) if bound is not None]
-            take = min([file.chunks(chunk), *bounds])
-            files.append(replace(file, limit=take) if bounds else file)
-            left = None if left is None else left - take
-            allowed = None if allowed is None else allowed - take
+            if file.limit is None and file.entries is not None:
+                take = min(bound for bound in (file.chunks(chunk), left, allowed) if bound is not None)
+                files.append(replace(file, limit=take))
+                left = None if left is None else left - take
+                allowed = None if allowed is None else allowed - take
+            else:
+                files.append(file)
         out.append(replace(dataset, files=tuple(files)))
     return tuple(out)
+
+
+def _rest(most: int | None, files: Iterable[PlannedFile], chunk: int) -> int | None:
+    """What of a limit is left beside the files that have theirs."""
+    taken = sum(file.chunks(chunk) for file in files if file.limit is not None)
+    return None if most is None else max(0, most - taken)
 
 
 def differences(old: Plan, new: Plan) -> list[str]:
@@ -247,6 +262,11 @@ def _dataset_differences(old: PlannedDataset, new: PlannedDataset) -> Iterator[s
         yield f"dataset {old.name!r}: the files are in another order"
     elif was != now:
         yield f"dataset {old.name!r}: the ranges of its files changed"
+    trees = {f.path: f.treename for f in old.files if f.treename}
+    for file in new.files:
+        if file.treename and trees.get(file.path, file.treename) != file.treename:
+            yield f"dataset {old.name!r}: {file.path} is to be read from tree {file.treename!r} now"
+            break
     if json.dumps(old.metadata, sort_keys=True, default=str) != json.dumps(
         new.metadata, sort_keys=True, default=str
     ):

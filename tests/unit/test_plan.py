@@ -192,3 +192,19 @@ FILES = PLAN.datasets[0].files
 )  # fmt: skip
 def test_differences_in_words(new, words):
     assert differences(PLAN, new) == words
+
+
+def test_a_file_that_comes_late_takes_what_is_left_of_the_limit():
+    def files(*entries):
+        return (
+            PlannedDataset("a", 0, tuple(PlannedFile(str(i), "E", "0", n) for i, n in enumerate(entries))),
+        )
+
+    first = limit_chunks(files(20, None, 20), 5, 7, None)
+    assert [f.chunks(5) for f in first[0].files] == [4, 0, 3]
+    late = replace(
+        first[0], files=(first[0].files[0], replace(first[0].files[1], entries=20), first[0].files[2])
+    )
+    assert [f.chunks(5) for f in limit_chunks([late], 5, 7, None)[0].files] == [4, 0, 3]
+    assert [f.chunks(5) for f in limit_chunks([late], 5, 9, None)[0].files] == [4, 2, 3]
+    assert limit_chunks(first, 5, 7, None) == first

@@ -183,6 +183,11 @@ def test_another_fileset_or_chunk_is_refused(runs, tmp_path, data):
     with pytest.raises(PlanChangedError, match="limit"):
         runs(limit=1)
     assert runs(chunk=300, overwrite=True).exit_code == 0
+    renamed = json.loads(data.read_text())
+    renamed["dy"]["files"] = dict.fromkeys(renamed["dy"]["files"], "Other")
+    (tmp_path / "fs.json").write_text(json.dumps(renamed))
+    with pytest.raises(PlanChangedError, match="tree 'Other'"):
+        runs(chunk=300, json=str(tmp_path / "fs.json"))
 
 
 @pytest.mark.parametrize(
@@ -193,6 +198,23 @@ def test_less_of_it(runs, options, events):
     assert outcome.exit_code == 0
     assert abs(outcome.data["events_counted"] - events) <= 150
     assert outcome.data["events_counted"] == outcome.data["events_planned"]
+
+
+def test_limits_hold_where_all_is_known_already(runs, tmp_path, data):
+    runs()
+    plan = json.loads((runs.dir / "plan.json").read_text().splitlines()[1])
+    known = {
+        d["name"]: {
+            "files": {
+                f["path"]: {"object_path": f["treename"], "num_entries": f["entries"], "uuid": f["uuid"]}
+                for f in d["files"]
+            }
+        }
+        for d in plan["datasets"]
+    }
+    (tmp_path / "known.json").write_text(json.dumps(known))
+    outcome = Runs(tmp_path, tmp_path / "known.json")(max=2)
+    assert outcome.data["events_planned"] == outcome.data["events_counted"] < 500
 
 
 def test_custom_output(runs, tmp_path):
