@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from executors import outputs, words
-from executors.errors import AnalysisError, IncompleteError, InterruptedRunError, SiteError
+from executors.errors import AnalysisError, DamagedError, IncompleteError, InterruptedRunError, SiteError
 from executors.work.model import Kind
 from executors.work.report import Outcome, Summary
 
@@ -69,6 +69,11 @@ class Finish:
         found = self.drive.total(self.analysis.combine)
         value: Any = {}
         if found is not None:
+            if found[1] != self.drive.ledger.events_counted:
+                raise DamagedError(
+                    f"{self.folder}: the stored sums hold {found[1]} events where "
+                    f"{self.drive.ledger.events_counted} were counted; --overwrite starts anew"
+                )
             self.digest = found[0].digest()
             value = unpack(found[0])
         self.merged = outputs.merged_name(self.plan)
