@@ -33,6 +33,7 @@ class Finish:
         self.written: dict[str, str] = {}
         self.fresh: set[str] = set()  # of them, those of which this run did a part
         self.digest = ""
+        self.mixed = False  # with --reuse: parts may stem from an earlier version of the analysis
         self.merged = ""
         self._indexed = settings.fsize is not None or settings.no_merge
 
@@ -54,9 +55,23 @@ class Finish:
         split = self.drive.tree.splits[number]
         name = outputs.indexed_name(self.plan, split.index, split.part)
         if self._indexed and name not in self.written:
-            self.fresh.add(name)
             found = self.drive.total_of_split(number, self.analysis.combine)
+            if self._cut_off(found):
+                return
+            self._check(0 if found is None else found[1], self.drive.events_below(number))
+            self.fresh.add(name)
             self._save(name, None if found is None else unpack(found[0]))
+
+    def _cut_off(self, found: Any) -> bool:
+        """Whether the run was stopped while a damaged sum was made again: there is nothing to write then."""
+        return found is None and self.drive.stopping()
+
+    def _check(self, stored: int, counted: int) -> None:
+        if stored != counted:
+            raise DamagedError(
+                f"{self.folder}: the stored sums hold {stored} events where {counted} were counted; "
+                "--overwrite starts anew"
+            )
 
     def _save(self, name: str, value: Any) -> None:
         from executors.coffea.save import save
@@ -67,13 +82,11 @@ class Finish:
         from executors.coffea.pack import unpack
 
         found = self.drive.total(self.analysis.combine)
+        if self._cut_off(found) or not self._due(self._code(None)):
+            return  # what was damaged could not be made again
+        self._check(0 if found is None else found[1], self.drive.ledger.events_counted)
         value: Any = {}
         if found is not None:
-            if found[1] != self.drive.ledger.events_counted:
-                raise DamagedError(
-                    f"{self.folder}: the stored sums hold {found[1]} events where "
-                    f"{self.drive.ledger.events_counted} were counted; --overwrite starts anew"
-                )
             self.digest = found[0].digest()
             value = unpack(found[0])
         self.merged = outputs.merged_name(self.plan)
@@ -102,7 +115,7 @@ class Finish:
     def outcome(self, selected: list[int] | None, began: float, close: Callable[[], None]) -> Outcome:
         """Everything that is due at the end, and what it comes to."""
         code = self._code(selected)
-        due = code == 0 or (code == IncompleteError.exit_code and self.settings.skipbadfiles)
+        due = self._due(code)
         error: AnalysisError | None = None
         try:
             if due and self._indexed:
@@ -125,6 +138,10 @@ class Finish:
         wanted = range(len(self.drive.tree.splits)) if selected is None else selected
         for number in wanted:
             self.split(number)
+
+    def _due(self, code: int) -> bool:
+        """Whether outputs are written with this exit code."""
+        return code == 0 or (code == IncompleteError.exit_code and self.settings.skipbadfiles)
 
     def _code(self, selected: list[int] | None) -> int:
         drive = self.drive
@@ -184,6 +201,7 @@ class Finish:
             "files_not_counted": ledger.unknown_files(),
             "datasets": outputs.account(ledger),
             "failures": outputs.failures(self.plan, ledger),
+            "reused_analysis": self.mixed,
             "halved_chunks": outputs.halved(self.plan, ledger),
             "digest": self.digest,
             "merged": self.merged,

@@ -144,14 +144,17 @@ def _kept_or_new(asked: Asked) -> Plan:
     """The plan of this directory, made now or by the first run, with all counted that can be."""
     path = asked.folder / "plan.json"
     kept = Plan.load(path) if path.exists() else None
-    if kept is not None and not any(Store(asked.folder / "store").scan()):
-        kept = None  # nothing is counted yet: what is asked now is what counts
+    begun = any(Store(asked.folder / "store").scan()) or outputs.read_json(
+        asked.folder / "manifest.json"
+    ).get("outputs")
+    if not begun:
+        kept = None  # nothing is counted or written yet: what is asked now is what counts
     if kept is not None:
         planning.compare(kept, asked.plan, asked.folder)
         _same_analysis(asked, kept)
-    begun = asked.plan if kept is None else _mended_files(asked, kept)
+    start = asked.plan if kept is None else _mended_files(asked, kept)
     with stopping(asked.stop):
-        plan = planning.fill_counts(begun, asked.settings, asked.observer.message, asked.stop)
+        plan = planning.fill_counts(start, asked.settings, asked.observer.message, asked.stop)
     if asked.stop.is_set():
         raise InterruptedRunError("interrupted while counting; the same command goes on from here")
     if plan != kept:
@@ -176,7 +179,12 @@ def _validate(asked: Asked, plan: Plan) -> None:
 
 def _same_analysis(asked: Asked, kept: Plan) -> None:
     mark = asked.fingerprint
-    if mark.digest == kept.fingerprint or asked.settings.reuse:
+    if mark.digest == kept.fingerprint:
+        return
+    if asked.settings.reuse:
+        asked.observer.message(
+            "warning", "--reuse: what is done stays as an earlier version of the analysis made it"
+        )
         return
     from executors.fingerprint import changes
 
@@ -308,6 +316,7 @@ def _drive(asked: Asked, plan: Plan, place: Place, pool: Executor, opened: Opene
         stop=asked.stop, combine_here=None if place.shared else merge_here(place, analysis),
     )  # fmt: skip
     finish = Finish(drive, analysis, asked.workflow.processor, asked.settings, asked.folder)
+    finish.mixed = asked.fingerprint.digest != plan.fingerprint
     drive.on_split = finish.split
     try:
         journal.write("run", pid=os.getpid(), executor=asked.settings.executor, argv=sys.argv[:1])

@@ -159,17 +159,29 @@ class Drive:
     def total_of_split(self, split: int, combine: Combine) -> tuple[Packed, int] | None:
         """The same of one split, also where it has been merged into a sum above it but was kept."""
         root = self.tree.split_root(split)
-        if self.coverage.shape(root) is None and self.terms.keep_splits:
+        while self.coverage.done(root):
+            above = next((n for n in self.coverage.path(root)[:-1] if n in self.coverage.stored), None)
             try:
-                return load(self.store, root, self.tree.id(root))
-            except DamagedPartError:
-                # What holds it cannot be taken apart: the whole above it is made again from its chunks.
-                above = next((n for n in self.coverage.path(root) if n in self.coverage.stored), None)
-                if above is None or not self._made_again(
-                    DamagedPartError("", above, self.coverage.stored[above])
-                ):
-                    return None
-        return self.total(combine, root)
+                if above is not None:
+                    return load(self.store, root, self.tree.id(root))
+                return total(self.coverage.shape(root), self.store, combine)
+            except DamagedPartError as error:
+                # A sum that is in one above it cannot be taken out: the one above is made again as a whole.
+                lost = error if above is None else DamagedPartError("", above, self.coverage.stored[above])
+                if not self._made_again(lost):
+                    break
+        return None
+
+    def events_below(self, split: int) -> int:
+        """How many events of a split are in stored sums, its own or one above it."""
+        root = self.tree.split_root(split)
+        if any(above in self.coverage.stored for above in self.coverage.path(root)):
+            return self.tree.events(root)
+        return sum(self.tree.events(node) for node, _ in coverage.leaves(self.coverage.shape(root)))
+
+    def stopping(self) -> bool:
+        """Whether no more work is handed out: a signal came, or the run was halted."""
+        return self._stopping()
 
     def _made_again(self, *errors: DamagedPartError) -> bool:
         for error in {e.node: e for e in errors}.values():
@@ -419,6 +431,11 @@ class Drive:
             if action is Action.SPLIT:
                 history.parts *= 2
                 history.silent_splits += failure.kind is Kind.LOST
+                self.observer.message(
+                    "warning",
+                    f"{failure.path} [{failure.range[0]}:{failure.range[1]}] is processed in {history.parts} "
+                    f"pieces now ({failure.kind}): the last bits of inexact sums may differ there",
+                )
             wait = policy.backoff(count, self.terms.limits) if failure.kind is Kind.PASSING else 0.0
             heapq.heappush(self._later, (time.monotonic() + wait, next(self._order), node))
 

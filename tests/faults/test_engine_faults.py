@@ -120,7 +120,7 @@ def test_workers_die_all_the_time(on, tmp_path, scale):
     want = go(analyses.Sum(), data, "iterative", tmp_path / "truth")
     got = go(analyses.Mortal(str(deaths), kills, 8), data, on, tmp_path)
     assert got == want
-    assert len(list(deaths.iterdir())) >= kills
+    assert len(list(deaths.iterdir())) >= kills, "each file is one worker that died"
 
 
 @pytest.mark.parametrize("on", ["iterative", "futures"])

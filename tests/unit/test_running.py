@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,7 @@ from executors.errors import (
 )
 from executors.running import execute, inspect, merge_dirs, plan_only, status
 from executors.settings import resolve
+from executors.work.report import Silent
 
 ROOT = Path(__file__).parents[2]
 
@@ -164,14 +167,58 @@ def test_a_damaged_output_is_found_and_written_anew(runs, what):
 
 def test_every_output_damaged_and_the_store_too(runs):
     runs(fsize=1)
-    want = (runs.dir / "hist_Sum_fs.coffea").read_bytes()
+    want = {path.name: path.read_bytes() for path in runs.dir.glob("*.coffea")}
     for path in [*runs.dir.glob("*.coffea"), *(runs.dir / "store").rglob("*.part")]:
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
     assert runs(fsize=1).exit_code == 0
-    assert (runs.dir / "hist_Sum_fs.coffea").read_bytes() == want
+    assert {path.name: path.read_bytes() for path in runs.dir.glob("*.coffea")} == want
     assert inspect(runs.dir).exit_code == 0
+
+
+class Interrupts(Silent):
+    """Presses Ctrl-C as soon as something is being made again."""
+
+    def message(self, level, text):
+        if "made again" in text:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("fsize", [None, 1])
+def test_cut_off_while_mending_writes_nothing_empty(runs, fsize):
+    runs(fsize=fsize)
+    want = (runs.dir / "hist_Sum_fs.coffea").read_bytes()
+    for path in [*runs.dir.glob("*.coffea"), runs.dir / "manifest.json"]:
+        path.unlink()
+    for path in (runs.dir / "store").rglob("*.part"):
+        data = bytearray(path.read_bytes())
+        data[-5] ^= 1
+        path.write_bytes(data)
+    outcome = execute(runs.settings(fsize=fsize), observer=Interrupts())
+    assert outcome.exit_code == 130
+    assert not outcome.data["merged"]
+    assert not (runs.dir / "hist_Sum_fs.coffea").exists()
+    assert all(coffea.util.load(path) for path in runs.dir.glob("*.coffea"))
+    assert runs(fsize=fsize).exit_code == 0
+    assert (runs.dir / "hist_Sum_fs.coffea").read_bytes() == want
+
+
+def test_a_finished_run_without_its_store_is_not_replaced(runs):
+    runs()
+    shutil.rmtree(runs.dir / "store")
+    with pytest.raises(PlanChangedError):
+        runs(chunk=300)
+    with pytest.raises(PlanChangedError, match="analysis changed"):
+        runs(wf_arg={"pause": 0.001})
+    assert "already complete" in runs().text
+
+
+def test_reuse_is_on_record(runs):
+    runs(max=2)
+    assert not json.loads((runs.dir / "manifest.json").read_text())["reused_analysis"]
+    (runs.dir / "hist_Sum_fs.coffea").unlink()
+    assert runs(max=2, wf_arg={"pause": 0.001}, reuse=True).data["reused_analysis"]
 
 
 def test_another_fileset_or_chunk_is_refused(runs, tmp_path, data):
