@@ -1,247 +1,228 @@
-"""SiteProfile: one TOML file as checked, frozen data; inheritance between files.
+"""Profiles from their files: one TOML file a site, which may inherit from another; checked, then frozen.
 
 A wrong key or type is refused with the file, the key and the nearest valid name. Nothing here acts on a
-profile: what starts or submits something may not enter.
+profile, and which folders are looked into is said elsewhere (``find``).
 """
 
 from __future__ import annotations
 
-import math
+import os
 import re
+import reprlib
+import stat
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from executors.errors import UnknownNameError, UsageError
+from sites.schema import (
+    OF_THE_SITE_ALONE,
+    Dask,
+    Detect,
+    Job,
+    Limits,
+    Network,
+    Paths,
+    Proxy,
+    Schedd,
+    SitePorts,
+    SiteProfile,
+    SiteResources,
+    Urls,
+    XRootD,
+    key_of,
+    keys,
+    sections,
+)
+from sites.values import Ports, Scalar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "BUILT_IN", "FOLDER", "Dask", "Detect", "Job", "Layer", "Limits", "Loaded", "Network", "Paths", "Ports",
+    "Proxy", "Scalar", "Schedd", "SitePorts", "SiteProfile", "SiteResources", "Urls", "XRootD", "load", "load_site",
+    "site_names",
+]  # fmt: skip
 
 FOLDER = Path(__file__).parent
+BUILT_IN = "built in"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*", re.ASCII)
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.ASCII)
-SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])", re.ASCII)
-POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-Scalar: TypeAlias = str | int | float | bool
-Ports: TypeAlias = tuple[int, int]
+BASE = re.compile(r"_[a-z0-9_-]+", re.ASCII)  # only there to be inherited: no site
+LARGEST = 1_000_000
 
 
-def text(value: object) -> str:
-    """A string without control characters."""
-    if isinstance(value, str) and value.isprintable():
-        return value
-    raise ValueError("a string on one line")
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One place that profiles come from: a name for people, and the files by the names of their sites."""
+
+    label: str
+    files: Mapping[str, Path]
+    trusted: bool = True  # installed with the program or a package; else owner and mode are looked at
 
 
-def flag(value: object) -> bool:
-    """True or false."""
-    if isinstance(value, bool):
-        return value
-    raise ValueError("true or false")
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A profile, and where its values come from."""
+
+    profile: SiteProfile
+    origins: Mapping[str, str]  # dotted key → the file that says it; keys that nobody says are missing
+    inherits: tuple[str, ...]  # the sites it inherits from, the nearest first
+    path: Path
+    label: str  # of the layer the file is in
+    hides: Path | None = None  # the file of the same name that it stands before
 
 
-def count(value: object) -> int:
-    """A whole number from 1 on."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    raise ValueError("a whole number, 1 or more")
-
-
-def number(value: object) -> float:
-    """A number above 0."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
-        return float(value)
-    raise ValueError("a number above 0")
-
-
-def size(value: object) -> int:
-    """Bytes: a whole number, or a string as ``"2.5GB"`` or ``"4GiB"``."""
-    if isinstance(value, int):
-        return count(value)
-    match = SIZE.fullmatch(value.lower()) if isinstance(value, str) else None
-    found = int(float(match[1]) * (1024 if match[3] else 1000) ** POWERS[match[2]]) if match else 0
-    if found < 1:
-        raise ValueError('a size such as "2GB" or a number of bytes')
-    return found
-
-
-def span(value: object) -> float:
-    """Seconds: a number, or a string as ``"90s"``, ``"8h"`` or ``"1.5d"``."""
-    match = SPAN.fullmatch(value) if isinstance(value, str) else None
-    if match is not None and float(match[1]) > 0:
-        return float(match[1]) * SPANS[match[2]]
+def files_in(folder: Path, suffix: str = ".toml") -> dict[str, Path]:
+    """The profiles of one folder by name; a folder that is not there has none."""
     try:
-        return number(value)
-    except ValueError:
-        raise ValueError('a time such as "8h" or a number of seconds') from None
+        found = sorted(path for path in folder.iterdir() if path.name.endswith(suffix))
+    except OSError:
+        return {}
+    named = {path.name.removesuffix(suffix): path for path in found}
+    return {name: path for name, path in named.items() if NAME.fullmatch(name) or BASE.fullmatch(name)}
 
 
-def texts(value: object) -> tuple[str, ...]:
-    """A list of strings."""
-    if isinstance(value, list):
-        return tuple(text(one) for one in value)
-    raise ValueError("a list of strings")
-
-
-def patterns(value: object) -> tuple[str, ...]:
-    """One pattern or a list of them."""
-    return (text(value),) if isinstance(value, str) else texts(value)
-
-
-def ports(value: object) -> Ports:
-    """First and last port."""
-    if isinstance(value, list) and len(value) == 2 and all(type(one) is int for one in value):
-        first, last = value
-        if 1 <= first <= last <= 65535:
-            return first, last
-    raise ValueError("[first, last], two ports from 1 to 65535")
-
-
-def scalars(value: object) -> Mapping[str, Scalar]:
-    """A table of strings, numbers and flags."""
-    if isinstance(value, dict) and all(isinstance(one, str | int | float) for one in value.values()):
-        clean = {text(key): text(one) if isinstance(one, str) else one for key, one in value.items()}
-        return MappingProxyType(clean)
-    raise ValueError("a table of strings, numbers and flags")
-
-
-def words(value: object) -> Mapping[str, str]:
-    """A table of strings."""
-    if isinstance(value, dict):
-        return MappingProxyType({text(key): text(one) for key, one in value.items()})
-    raise ValueError("a table of strings")
-
-
-def _read(reader: Callable[[object], Any], default: Any = None) -> Any:
-    return field(default=default, metadata={"reader": reader})
-
-
-def _table(reader: Callable[[object], Any]) -> Any:
-    return field(default_factory=lambda: MappingProxyType({}), metadata={"reader": reader})
-
-
-def _section(kind: type) -> Any:
-    return field(default_factory=kind, metadata={"section": kind})
-
-
-@dataclass(frozen=True, slots=True)
-class Detect:
-    """How the site is recognised: patterns of host names."""
-
-    hostname: tuple[str, ...] = _read(patterns, ())
-
-
-@dataclass(frozen=True, slots=True)
-class SiteResources:
-    """What one worker gets where nobody asks for something else."""
-
-    cores: int = _read(count, 1)
-    memory: int | None = _read(size)
-    disk: int | None = _read(size)
-    walltime: float | None = _read(span)
-
-
-@dataclass(frozen=True, slots=True)
-class SitePorts:
-    """Port ranges that the site's firewall leaves open; None: any."""
-
-    scheduler: Ports | None = _read(ports)
-    worker: Ports | None = _read(ports)
-
-
-@dataclass(frozen=True, slots=True)
-class Urls:
-    """How files are reached from here: allowed schemes, and prefixes that are replaced by others."""
-
-    schemes: tuple[str, ...] = _read(texts, ("file", "root", "xroot", "http", "https"))
-    rewrite: Mapping[str, str] = _table(words)
-
-
-@dataclass(frozen=True, slots=True)
-class Proxy:
-    """Which credential the site wants, where it must lie, and how long it must last."""
-
-    kind: str | None = _read(text)
-    path: str | None = _read(text)
-    lifetime: float | None = _read(span)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Courtesy as data."""
-
-    jobs: int | None = _read(count)
-    submissions_per_second: float | None = _read(number)
-    polls_per_minute: float | None = _read(number)
-
-
-@dataclass(frozen=True, slots=True)
-class SiteProfile:
-    """One site. Every field can be set in its TOML file; the rest comes from what it inherits."""
-
-    name: str
-    description: str = _read(text, "")
-    scheduler: str | None = _read(text)
-    engines: tuple[str, ...] = _read(texts, ())
-    shares_store: bool = _read(flag, default=True)
-    detect: Detect = _section(Detect)
-    resources: SiteResources = _section(SiteResources)
-    ports: SitePorts = _section(SitePorts)
-    directives: Mapping[str, Scalar] = _table(scalars)
-    urls: Urls = _section(Urls)
-    proxy: Proxy = _section(Proxy)
-    limits: Limits = _section(Limits)
-    env: Mapping[str, str] = _table(words)
+def built_in(folder: Path = FOLDER) -> Layer:
+    """The profiles that come with the program (or all those of one folder)."""
+    return Layer(BUILT_IN, MappingProxyType(files_in(folder)))
 
 
 def site_names(folder: Path = FOLDER) -> list[str]:
-    """The sites that can be loaded, sorted."""
-    return sorted(path.stem for path in folder.glob("*.toml") if NAME.fullmatch(path.stem))
+    """The sites of one folder, sorted; by default those that come with the program."""
+    return sorted(name for name in files_in(folder) if NAME.fullmatch(name))
 
 
 @cache
 def load_site(name: str, folder: Path = FOLDER) -> SiteProfile:
-    """The profile of one site; UnknownNameError or UsageError say what is wrong and where."""
-    raw = _inherited(name, folder, ())
-    profile: SiteProfile = _build(SiteProfile, raw, f"{folder / name}.toml", "", {"name": name})
-    return profile
+    """The profile of one site of one folder; UnknownNameError or UsageError say what is wrong and where."""
+    return load(name, [built_in(folder)]).profile
 
 
-def _inherited(name: str, folder: Path, heirs: tuple[str, ...]) -> dict[str, Any]:
-    known = site_names(folder)
-    if name not in known:
-        hint = f"(inherited by the site {heirs[-1]!r})" if heirs else ""
-        raise UnknownNameError.of("site", name, known, hint)
-    if name in heirs:
-        raise UsageError(f"the sites inherit each other in a circle: {' -> '.join((*heirs, name))}")
-    path = folder / f"{name}.toml"
-    own = _parse(path)
+def load(name: str, layers: Sequence[Layer]) -> Loaded:
+    """The profile of a site from the last layer that has it.
+
+    What it inherits is looked for from the last layer down; a file that inherits its own name means the one
+    that it stands before.
+    """
+    at = _layer_of(name, layers, ())
+    raw, origins, chain = _inherited(name, at, layers, ())
+    path = layers[at].files[name]
+    profile: SiteProfile = _build(SiteProfile, raw, str(path), "", {"name": name})
+    below = [layer.files[name] for layer in layers[:at] if name in layer.files]
+    return Loaded(profile, origins, chain, path, layers[at].label, below[-1] if below else None)
+
+
+Step = tuple[str, int]
+
+
+def _layer_of(name: str, layers: Sequence[Layer], heirs: tuple[Step, ...], below: int | None = None) -> int:
+    for at in range((len(layers) if below is None else below) - 1, -1, -1):
+        if name in layers[at].files and (heirs or NAME.fullmatch(name)):
+            return at
+    known = {one for layer in layers for one in layer.files if NAME.fullmatch(one)}
+    hint = f"(inherited by the site {heirs[-1][0]!r})" if heirs else ""
+    raise UnknownNameError.of("site", name, known, hint)
+
+
+def _inherited(
+    name: str, at: int, layers: Sequence[Layer], heirs: tuple[Step, ...]
+) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:
+    """What a file and all it inherits say, with the origin of each key."""
+    layer = layers[at]
+    path = layer.files[name]
+    own = _parse(path, trusted=layer.trusted)
     base = own.pop("inherits", None)
     _check(own, path)
+    origins = dict.fromkeys(_said(own, ""), _label(path, layer))
     if base is None:
-        return own
+        return own, origins, ()
     if not isinstance(base, str):
-        raise UsageError(f"{path}: inherits must be the name of a site, not {base!r}")
-    return _merged(_inherited(base, folder, (*heirs, name)), own)
+        raise UsageError(f"{path}: inherits must be the name of a site, not {reprlib.repr(base)}")
+    here = (*heirs, (name, at))
+    below = _layer_of(base, layers, here, at if base == name else None)
+    if (base, below) in here:
+        circle = " -> ".join([*(one for one, _ in here), base])
+        raise UsageError(f"the sites inherit each other in a circle: {circle}")
+    said, from_there, chain = _inherited(base, below, layers, here)
+    if base != name:
+        said = {key: value for key, value in said.items() if key not in OF_THE_SITE_ALONE}
+        alone = tuple(f"{key}." for key in OF_THE_SITE_ALONE)
+        from_there = {key: o for key, o in from_there.items() if not f"{key}.".startswith(alone)}
+    doubts = [key for key in said.get("unverified", []) if not any(_covers(key, one) for one in origins)]
+    merged = _merged(said, own)
+    if "unverified" in merged:
+        merged["unverified"] = list(dict.fromkeys([*doubts, *own.get("unverified", [])]))
+    return merged, {**from_there, **origins}, (base, *chain)
+
+
+def _covers(key: str, other: str) -> bool:
+    return key == other or other.startswith(f"{key}.")
+
+
+def _said(raw: Mapping[str, Any], prefix: str) -> list[str]:
+    """The dotted keys that a file gives a value, rows of tables one by one."""
+    found: list[str] = []
+    for key, value in raw.items():
+        deeper = isinstance(value, dict)
+        found += _said(value, f"{prefix}{key}.") if deeper else [f"{prefix}{key}"]
+    return found
+
+
+def _label(path: Path, layer: Layer) -> str:
+    if layer.label == BUILT_IN:
+        return f"sites/{path.name}"
+    with_home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises where there is none
+    text = str(path)
+    return f"~{text[len(with_home) :]}" if text.startswith(f"{with_home}/") else text
 
 
 def _check(own: dict[str, Any], path: Path) -> None:
     """Read a file on its own, so that an error names the file that it is in."""
-    _build(SiteProfile, own, str(path), "", {"name": path.stem})
+    profile: SiteProfile = _build(SiteProfile, own, str(path), "", {"name": path.stem})
+    for field in ("fixed", "unverified", "job.required"):
+        section, _, last = field.rpartition(".")
+        for key in getattr(getattr(profile, section) if section else profile, last):
+            if key_of(key) is None and key not in sections():
+                raise UnknownNameError.of(f"key in {path}: {field}:", key, [*keys(), *sections()])
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def _parse(path: Path, *, trusted: bool) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raw = path.read_bytes() if trusted else _read_own(path)
+        return tomllib.loads(raw.decode("utf-8-sig"))
+    except RecursionError:
+        raise UsageError(f"{path} is not TOML that can be read: nested too deeply") from None
+    except ValueError as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_own(path: Path) -> bytes:
+    """The content of a file that nobody but the user (or root) can have written: its lines run on workers."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise UsageError(f"{path} is no ordinary file; a site's profile must be one")
+        if about.st_uid not in (0, os.geteuid()):
+            raise UsageError(
+                f"{path} belongs to another user (id {about.st_uid}), whose commands it would run on your "
+                f"workers. Read it, then use a copy of your own: cp {path} ~/.config/coffea-scaleout/sites/"
+            )
+        if about.st_mode & 0o022:
+            raise UsageError(
+                f"{path} can be written by others, whose commands it would run on your workers. "
+                f"Look at what it says, then: chmod go-w {path}"
+            )
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise UsageError(f"{path}: over 1 MB: this is not a site's profile")
+    return content
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -258,17 +239,20 @@ def _build(kind: type[Any], raw: dict[str, Any], where: str, prefix: str, given:
     for key, value in raw.items():
         if key not in known:
             near = [f"{prefix}{one}" for one in (known if prefix else {*known, "inherits"})]
-            raise UnknownNameError.of(f"key in {where}:", f"{prefix}{key}", near)
-        values[key] = _value(known[key].metadata, value, where, f"{prefix}{key}")
+            raise UnknownNameError.of(f"key in {where}:", f"{prefix}{key}"[:100], near)
+        values[key] = _value(known[key], value, where, f"{prefix}{key}")
     return kind(**values)
 
 
-def _value(rule: Mapping[str, Any], value: object, where: str, key: str) -> Any:
+def _value(field: Any, value: object, where: str, key: str) -> Any:
+    rule = field.metadata
     if "section" in rule:
         if not isinstance(value, dict):
-            raise UsageError(f"{where}: {key} must be a table ([{key}]), not {value!r}")
+            raise UsageError(f"{where}: {key} must be a table ([{key}]), not {reprlib.repr(value)}")
         return _build(rule["section"], value, where, f"{key}.", {})
+    if value == "" and field.default is None:
+        return None  # how a file takes back what it inherits
     try:
         return rule["reader"](value)
     except ValueError as error:
-        raise UsageError(f"{where}: {key} must be {error}, not {value!r}") from None
+        raise UsageError(f"{where}: {key} must be {error}, not {reprlib.repr(value)}") from None

@@ -8,7 +8,7 @@ import string
 import pytest
 
 from executors.errors import UnknownNameError, UsageError
-from sites import profile
+from sites import profile, values
 from sites.profile import load_site, site_names
 
 
@@ -154,7 +154,7 @@ def test_unknown_sites_are_refused(name):
     [("2GB", 2 * 10**9), ("2 gib", 2**31), ("1.5k", 1500), ("7", 7), (7, 7), ("1TiB", 2**40)],
 )
 def test_sizes(given, found):
-    assert profile.size(given) == found
+    assert values.size(given) == found
 
 
 @pytest.mark.parametrize(
@@ -162,20 +162,20 @@ def test_sizes(given, found):
 )
 def test_what_is_no_size(given):
     with pytest.raises(ValueError, match=r"a size|1 or more"):
-        profile.size(given)
+        values.size(given)
 
 
 @pytest.mark.parametrize(
     ("given", "found"), [("90s", 90), ("8h", 28800), ("1.5d", 129600), (60, 60), (0.5, 0.5)]
 )
 def test_spans(given, found):
-    assert profile.span(given) == found
+    assert values.span(given) == found
 
 
 @pytest.mark.parametrize("given", ["", "8", "8hours", "-1h", "0s", True, float("nan"), float("inf"), None])
 def test_what_is_no_span(given):
     with pytest.raises(ValueError, match="a time"):
-        profile.span(given)
+        values.span(given)
 
 
 def test_mutated_profiles_fail_clearly_or_load(tmp_path):
