@@ -36,7 +36,8 @@ class Capabilities:
 class Resources:
     """What a caller wants of an engine."""
 
-    workers: int = 1  # processes, each with one task at a time
+    workers: int = 1  # processes, each with one task at a time; at a batch site: of each job
+    jobs: int = 1  # batch jobs; this machine has none
     cores: int = 1  # threads that numeric libraries may use within a task
     memory: int | None = None  # bytes a worker; more and it is killed, where the engine can
     disk: int | None = None  # bytes a worker
@@ -47,6 +48,22 @@ class Resources:
     initializer: Callable[..., object] | None = None  # called once in each new worker
     initargs: tuple[Any, ...] = ()
     preload: tuple[str, ...] = ()  # modules imported once and shared by the workers, where the engine can
+    tell: Callable[[str, str], None] | None = None  # hears (level, text): what becomes of jobs and workers
+    insecure: bool = False  # talk to a scheduler of others without encryption, if that is all it has
+
+    @property
+    def lanes(self) -> int:
+        """How many tasks can run at once when every worker is there."""
+        return self.workers * self.jobs
+
+
+# What a batch system says of a job that took its worker along; any other reason is said as it is.
+FATES = {
+    "walltime": "its batch job reached its walltime",
+    "removed": "its batch job was removed",
+    "node": "its node went away",
+    "exit": "its batch job ended",
+}
 
 
 class WorkerDied(ExecutorsError):  # noqa: N818 - policies read the name
@@ -55,7 +72,7 @@ class WorkerDied(ExecutorsError):  # noqa: N818 - policies read the name
     @classmethod
     def of(cls, why: str, exitcode: int | None = None, peak: int = 0) -> WorkerDied:
         """The error for one death: why ("signal", "exit", "memory", ...), exit code, peak bytes."""
-        parts = [f"the worker died: {why}"]
+        parts = [f"the worker died: {FATES.get(why, why) if exitcode is None else why}"]
         if exitcode is not None:
             parts.append(f"signal {-exitcode}" if exitcode < 0 else f"exit code {exitcode}")
         if peak:
@@ -64,7 +81,7 @@ class WorkerDied(ExecutorsError):  # noqa: N818 - policies read the name
 
     @property
     def why(self) -> str:
-        """``signal``, ``exit``, ``memory``, ``stopped``, ``lost`` or what ``kill`` was given."""
+        """``signal``, ``exit``, ``memory``, ``stopped``, ``lost``, of FATES, or what ``kill`` was given."""
         return str(self.about.get("why", ""))
 
     @property

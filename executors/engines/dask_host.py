@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import dask
 import distributed
-from distributed.security import Security
 
 from executors.engines.base import WorkerDied
 from executors.engines.call import FAILED, READY, pack_error, put_on, receive, run, send
+from executors.engines.dask_parts import CONFIG, QuietScheduler, QuietWorker, security
 from executors.engines.futures import DEATH_WAIT, WorkerSlot
 from executors.engines.host import serve_host
 from executors.engines.nursery import Nursery
@@ -32,39 +32,6 @@ if TYPE_CHECKING:
     from executors.engines.pool import Slot
 
 LOOPBACK = "127.0.0.1"
-CONFIG = {
-    "distributed.scheduler.allowed-failures": 0,
-    "distributed.scheduler.work-stealing": False,
-    "distributed.scheduler.worker-saturation": 1.0,
-    "distributed.scheduler.worker-ttl": None,  # a task that keeps the GIL for minutes is not a dead worker
-    "distributed.scheduler.active-memory-manager.start": False,
-    "distributed.admin.large-graph-warning-threshold": "1TB",
-    "distributed.admin.system-monitor.gil.enabled": False,
-    "distributed.comm.require-encryption": True,
-    "distributed.comm.timeouts.connect": "60s",
-    "distributed.diagnostics.nvml": False,
-    "distributed.worker.profile.enabled": False,
-    # The keeper watches the memory: Dask would pause the worker and the task would wait for ever.
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.worker.memory.terminate": False,
-}
-
-
-class _NoDashboard:
-    """Takes the web server away: it answers anybody, in plain text, TLS or not."""
-
-    def start_http_server(self, *_: Any, **__: Any) -> None:
-        self.http_application = self.http_server = None
-
-
-class _Scheduler(_NoDashboard, distributed.Scheduler):  # type: ignore[misc]
-    pass
-
-
-class _Worker(_NoDashboard, distributed.Worker):  # type: ignore[misc]
-    pass
 
 
 def serve(trunk: socket.socket) -> None:
@@ -73,19 +40,36 @@ def serve(trunk: socket.socket) -> None:
 
 
 def _build(setup: dict[str, Any]) -> Callable[[int], Slot]:
+    """The way to workers that the site has: on this machine, of another's cluster, or in batch jobs."""
+    scheduler = setup["site"].scheduler
+    if scheduler is None:
+        return _build_here(setup)
+    if scheduler == "existing":
+        from executors.engines import dask_foreign
+
+        return dask_foreign.build(setup)
+    from executors.engines import dask_remote
+
+    return dask_remote.build(setup)
+
+
+def _build_here(setup: dict[str, Any]) -> Callable[[int], Slot]:
     private, logs = Path(setup["private"]), Path(setup["logs"])
     nursery = Nursery(
         logs, memory=setup["memory"], preload=("executors.engines.dask_host", *setup["preload"])
     )
     certificate, key = make_certificate(private / "keys")
     dask.config.set(CONFIG | {"temporary-directory": str(private)})
-    security = _security(str(certificate), str(key))
-    scheduler = {"host": LOOPBACK, "port": 0, "protocol": "tls", "dashboard": False, "security": security}
+    guard = security(str(certificate), str(key))
+    scheduler = {"host": LOOPBACK, "port": 0, "protocol": "tls", "dashboard": False, "security": guard}
     cluster = distributed.SpecCluster(
-        workers={}, scheduler={"cls": _Scheduler, "options": scheduler}, security=security, silence_logs=False
+        workers={},
+        scheduler={"cls": QuietScheduler, "options": scheduler},
+        security=guard,
+        silence_logs=False,
     )
     address = cluster.scheduler.address
-    client = distributed.Client(address, security=security, set_as_default=False, direct_to_workers=False)
+    client = distributed.Client(address, security=guard, set_as_default=False, direct_to_workers=False)
     worker = {
         "scheduler": address,
         "keys": (str(certificate), str(key)),
@@ -93,12 +77,6 @@ def _build(setup: dict[str, Any]) -> Callable[[int], Slot]:
         "outfit": setup["outfit"],
     }
     return lambda index: DaskSlot(nursery, index, pickle.dumps(worker), client)
-
-
-def _security(certificate: str, key: str) -> Any:
-    roles = {f"tls_{role}_{part}": path for role in ("client", "scheduler", "worker")
-             for part, path in (("cert", certificate), ("key", key))}  # fmt: skip
-    return Security(require_encryption=True, tls_ca_file=certificate, **roles)
 
 
 class DaskSlot(WorkerSlot):
@@ -167,14 +145,14 @@ def work(sock: socket.socket) -> None:
 
 async def _work(sock: socket.socket, setup: dict[str, Any]) -> None:
     path = list(sys.path)
-    async with _Worker(
+    async with QuietWorker(
         setup["scheduler"],
         host=LOOPBACK,
         nthreads=1,
         memory_limit=0,
         name=uuid.uuid4().hex,
         local_directory=setup["local"],
-        security=_security(*setup["keys"]),
+        security=security(*setup["keys"]),
         dashboard=False,
         death_timeout=60,
     ) as worker:

@@ -24,6 +24,8 @@ from executors.engines.call import (
     LANE,
     OUTCOME,
     READY,
+    SAY,
+    Frame,
     pack_death,
     pack_error,
     rebuild_outcome,
@@ -31,7 +33,7 @@ from executors.engines.call import (
     send,
     unpack_death,
 )
-from executors.errors import EngineError
+from executors.errors import EngineError, SiteError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,13 +45,27 @@ if TYPE_CHECKING:
 class Host:
     """The runner's side: starts the host, and again when it has died; opens lanes to it."""
 
-    def __init__(self, nursery: Nursery, name: str, target: str, setup: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        nursery: Nursery,
+        name: str,
+        target: str,
+        setup: dict[str, Any],
+        tell: Callable[[str, str], None] | None = None,
+    ) -> None:
         self._nursery = nursery
         self._name = name
         self._target = target
         self._setup = pickle.dumps(setup, protocol=5)
+        self._tell = tell
         self._lock = threading.Lock()
         self._child: Child | None = None
+
+    def start(self) -> None:
+        """Have the host running; EngineError if it says that it cannot work."""
+        with self._lock:
+            if self._child is None or not self._child.alive:
+                self._child = self._start()
 
     def lane(self, index: int) -> tuple[socket.socket, Child]:
         """The runner's end of a new lane and its host; EngineError if the host says that it cannot work."""
@@ -77,27 +93,40 @@ class Host:
     def close(self) -> None:
         """Let go of the host's socket; the nursery ends the host."""
         with self._lock:
-            if self._child is not None:
-                self._child.sock.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._child is not None:
+            with contextlib.suppress(OSError):
+                self._child.sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that listens
+            self._child.sock.close()
 
     def _start(self) -> Child:
-        if self._child is not None:
-            self._child.sock.close()
+        self._let_go()
         child = self._nursery.spawn(self._target, f"{self._name}.log")
         with contextlib.suppress(OSError):
             send(child.sock, CALL, self._setup)
-        frame = receive(child.sock)
+        frame = self._answer(child)
         if frame is not None and frame.kind == READY:
+            threading.Thread(target=self._answer, args=(child,), name=self._name, daemon=True).start()
             return child
         if frame is not None:
             error = rebuild_outcome(frame.body)
-            if isinstance(error, EngineError):
+            if isinstance(error, SiteError | UsageError):
                 raise error
             raise EngineError(f"the {self._name} did not start: {type(error).__name__}: {error}") from error
         death = child.death(5.0)
         raise WorkerDied.of(
             f"lost: the {self._name} did not start ({death}); see {self._name}.log in the logs"
         )
+
+    def _answer(self, child: Child) -> Frame | None:
+        """What the host answers next; what it only wants to be known is passed on."""
+        while (frame := receive(child.sock)) is not None and frame.kind == SAY:
+            level, _, text = frame.body.decode(errors="replace").partition(" ")
+            if self._tell is not None:
+                self._tell(level, text)
+        return frame
 
 
 class HostSlot:
@@ -161,17 +190,30 @@ class HostSlot:
         self._drop()
 
 
+_said = threading.Lock()
+_listener: list[socket.socket] = []
+
+
+def say(level: str, text: str) -> None:
+    """In the host: let the runner know; "status" is the state of jobs and workers in a line."""
+    with _said, contextlib.suppress(OSError):
+        for trunk in _listener:
+            send(trunk, SAY, f"{level} {text}".encode(errors="replace"))
+
+
 def serve_host(trunk: socket.socket, build: Callable[[dict[str, Any]], Callable[[int], Slot]]) -> None:
     """In the host: build the engine from its setup, then serve lanes until the runner is gone."""
     first = receive(trunk)
     if first is None:
         return
+    _listener.append(trunk)
     try:
         make = build(pickle.loads(first.body))
     except BaseException as error:  # noqa: BLE001 - the worker's edge: the runner must learn why
         send(trunk, FAILED, pack_error(error))
         os._exit(1)
-    send(trunk, READY)
+    with _said:
+        send(trunk, READY)
     _serve_lanes(trunk, make)
     os._exit(0)  # threads of the engine may never end; the keeper ends its processes
 

@@ -3,47 +3,124 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
+import os
+import re
+import resource
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from executors.engines.base import WorkerDied
 from executors.engines.call import pack_outfit
 from executors.engines.host import Host, HostSlot
 from executors.engines.nursery import Nursery, thread_limits
 from executors.engines.places import Places
 from executors.engines.pool import Pool
+from executors.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from executors.engines.base import Resources
     from sites.profile import SiteProfile
+
+EXISTING = "existing"  # a scheduler that runs already, and that we neither start nor end
+FILES_A_LANE = 3  # the lane, and in the host its worker twice
+FILES_BESIDE = 512
 
 
 @contextlib.contextmanager
 def open_hosted(name: str, target: str, site: SiteProfile, want: Resources) -> Iterator[Pool]:
     """A pool whose workers are behind a host process that runs ``target``; leaving ends everything."""
-    with Places(name, want) as places:
+    batch = site.scheduler not in (None, EXISTING)
+    with Places(name, want, site.paths.logs if batch else ()) as places:
         given = {**site.env, **want.env}
         env = given | thread_limits(want.cores, given)
-        nursery = Nursery(places.logs, env=env, sweep=places.private)
-        host = Host(nursery, f"{name}-host", target, _setup(places, want))
-        pool = Pool([HostSlot(host, index) for index in range(want.workers)], nursery.close)
+        job = _job_name()
+        _allow_files(want.lanes)
+        site, sent = _sent_to(site, places, want) if batch else (site, {})
+        nursery = Nursery(
+            places.logs,
+            env=want.env if batch else env,
+            sweep=places.private,
+            farewell=_farewell(site, job) if batch else (),
+        )
+        setup = _setup(places, want) | {"site": site, "name": job, "env": env} | sent
+        host = Host(nursery, f"{name}-host", target, setup, want.tell)
         try:
-            pool.wait_ready()
+            if site.scheduler is not None:
+                _start(host)
+            pool = Pool([HostSlot(host, index) for index in range(want.lanes)], nursery.close)
+        except BaseException:
+            nursery.close()
+            raise
+        try:
+            if site.scheduler is None:
+                pool.wait_ready()
             yield pool
         finally:
             pool.close()
             host.close()
 
 
+def _farewell(site: SiteProfile, job: str) -> Sequence[Sequence[str]]:
+    from executors.batch.schedulers import scheduler_of
+
+    return [scheduler_of(str(site.scheduler), site.job.submit_options).cancel_argv(job)]
+
+
+def _sent_to(site: SiteProfile, places: Places, want: Resources) -> tuple[SiteProfile, dict[str, Any]]:
+    """The site with the server that its jobs go to, and how they get their Python: chosen once for all."""
+    from executors.batch.environment import ship
+    from executors.batch.schedd import chosen
+
+    tell = want.tell or (lambda _level, _text: None)
+    site = chosen(site, tell)
+    shipped = ship(site, places.private, tell)
+    return site, {"python": shipped.python, "environment": shipped.archive}
+
+
+def _start(host: Host) -> None:
+    # Machines come when the site gives them, so only what can be known at once is waited for.
+    try:
+        host.start()
+    except WorkerDied as death:
+        raise EngineError(str(death)) from death
+
+
+def _job_name() -> str:
+    """A name for the jobs of one opened engine, by which nothing else is ever found."""
+    user = re.sub(r"[^a-z0-9]", "", getpass.getuser().lower())[:16] or "user"
+    return f"cs-{user}-{os.urandom(4).hex()}"
+
+
+def _allow_files(lanes: int) -> None:
+    """Each lane has a socket; the usual limit of 1024 open files is meant to be raised by who needs more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = FILES_A_LANE * lanes + FILES_BESIDE
+    if soft == resource.RLIM_INFINITY or soft >= need:
+        return
+    most = need if hard == resource.RLIM_INFINITY else min(need, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < need:
+        raise EngineError(
+            f"{lanes} workers need {need} open files and this shell allows {most}: fewer workers "
+            "(-s, -j), or a higher limit: ulimit -Hn"
+        )
+
+
 def _setup(places: Places, want: Resources) -> dict[str, Any]:
     return {
         "workers": want.workers,
+        "jobs": want.jobs,
         "memory": want.memory,
         "private": str(places.private),
         "logs": str(places.logs),
         "outfit": pack_outfit(want.initializer, want.initargs),
         "preload": want.preload,
         "path": [entry or str(Path.cwd()) for entry in sys.path],
+        "python": sys.executable,
+        "insecure": want.insecure,
     }

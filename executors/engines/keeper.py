@@ -17,6 +17,7 @@ import select
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -27,6 +28,8 @@ from typing import Any, NoReturn
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 STOPPED_LIMIT = 5.0  # seconds; shorter stops are a batch system's suspend and resume
 END_LIMIT = 10.0
+FAREWELL_LIMIT = 20.0
+FAREWELL_PAUSE = 1.0  # a submission that was under way when its process was killed is in the queue by then
 MEMORY_POLL = 0.05
 PAGE = os.sysconf("SC_PAGESIZE")
 libc = ctypes.CDLL(None)
@@ -48,6 +51,7 @@ class Keeper:
         self.control = control
         self.wards: dict[int, Ward] = {}
         self.memory: int | None = None
+        self.farewell: list[list[str]] = []
         self.sweep = sweep
         self.wake, self.woken = socket.socketpair()
         self.wake.setblocking(False)
@@ -68,6 +72,7 @@ class Keeper:
         os.close(nothing)
         sys.path[:] = setup["path"]
         self.memory = setup["memory"]
+        self.farewell = setup["farewell"]
         self._preload(setup["preload"])
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.wake.fileno(), warn_on_full_buffer=False)
@@ -226,8 +231,22 @@ class Keeper:
             if not _reap():
                 break
             time.sleep(0.002)
+        self._say_farewell()
         if self.sweep:
             shutil.rmtree(self.sweep, ignore_errors=True)
+
+    def _say_farewell(self) -> None:
+        """Remove from batch queues what the dead have left there: nobody else may be alive to do it."""
+        if not self.farewell:
+            return
+        under_way = bool(self.sweep) and any(Path(self.sweep).glob("*/submitting"))
+        for turn in (0, 1) if under_way else (0,):
+            time.sleep(FAREWELL_PAUSE * turn)
+            for command in self.farewell:
+                try:
+                    subprocess.run(command, stdin=subprocess.DEVNULL, timeout=FAREWELL_LIMIT, check=False)  # noqa: S603
+                except (OSError, subprocess.TimeoutExpired):
+                    traceback.print_exc()
 
 
 def _reap() -> bool:

@@ -20,7 +20,7 @@ from executors.engines.base import WorkerDied
 from executors.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 KEEPER = Path(__file__).with_name("keeper.py")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -86,8 +86,11 @@ class Nursery:
         memory: int | None = None,
         preload: tuple[str, ...] = (),
         sweep: Path | None = None,
+        farewell: Sequence[Sequence[str]] = (),
     ) -> None:
         self._log_dir = log_dir
+        self._farewell = [list(command) for command in farewell]
+        self._patience = 15.0 + 42.0 * len(farewell)
         self._private = sweep
         self._lock = threading.Lock()
         self._children: dict[int, Child] = {}
@@ -105,6 +108,7 @@ class Nursery:
             "path": [entry or str(Path.cwd()) for entry in sys.path],
             "memory": memory,
             "preload": ["executors.engines.call", *preload],
+            "farewell": self._farewell,
         }
         pipe = self._process.stdin
         if pipe is not None:
@@ -148,14 +152,18 @@ class Nursery:
             with contextlib.suppress(OSError):
                 self._control.shutdown(socket.SHUT_RDWR)
         try:
-            self._process.wait(15)
+            self._process.wait(self._patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._listener.join(5)
         self._control.close()
-        if self._process.returncode != 0 and self._private is not None:
-            strays.end(self._private)
+        if self._process.returncode != 0:  # it was killed, and has ended and removed nothing
+            for command in self._farewell:
+                with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                    subprocess.run(command, stdin=subprocess.DEVNULL, timeout=20, check=False)  # noqa: S603
+            if self._private is not None:
+                strays.end(self._private)
 
     def _listen(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""The engine ``parsl``: Parsl's HighThroughputExecutor behind a host, over CurveZMQ on loopback.
+"""The engine ``parsl``: Parsl's HighThroughputExecutor behind a host, over CurveZMQ.
 
 Only what the runner needs to start it is here; ``parsl_host`` holds what imports Parsl.
 """
@@ -9,7 +9,8 @@ import contextlib
 from typing import TYPE_CHECKING, ClassVar
 
 from executors.engines.base import Capabilities, Resources
-from executors.engines.hosted import open_hosted
+from executors.engines.hosted import EXISTING, open_hosted
+from executors.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,10 @@ class ParslEngine:
 
     @contextlib.contextmanager
     def open(self, site: SiteProfile, want: Resources) -> Iterator[Pool]:
-        """One block of ``want.workers`` workers on this machine; leaving ends it all at once."""
+        """``want.workers`` workers here, or in each of ``want.jobs`` batch jobs; leaving ends all at once."""
+        if site.scheduler == EXISTING:
+            raise UsageError(
+                f"the site {site.name!r} has a Dask scheduler that runs already: use dask/{site.name}"
+            )
         with open_hosted(self.name, "executors.engines.parsl_host:serve", site, want) as pool:
             yield pool

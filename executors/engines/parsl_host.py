@@ -1,4 +1,4 @@
-"""Inside the host of the engine ``parsl``, and inside its workers: the only module that imports Parsl.
+"""Inside the host of the engine ``parsl``: Parsl on this machine; ``parsl_remote`` has it on batch systems.
 
 Parsl runs the tasks and replaces single workers; whatever else goes wrong in it ends the host, which the
 runner starts anew. What the runner sees is in ``host``.
@@ -53,6 +53,10 @@ def serve(trunk: socket.socket) -> None:
 
 
 def _build(setup: dict[str, Any]) -> Callable[[int], Slot]:
+    if setup["site"].scheduler is not None:
+        from executors.engines import parsl_remote
+
+        return parsl_remote.build(setup, _give_up)
     private = Path(setup["private"])
     before = _prepare_environment()
     outfit = private / "outfit"

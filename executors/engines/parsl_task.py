@@ -1,19 +1,31 @@
-"""What a Parsl worker runs: the same call as on every engine, after a note of who has taken it.
+"""What a Parsl worker runs: the same call as on every engine.
 
-It is imported on each worker, so neither Parsl nor anything heavy may enter.
+On this machine the worker itself makes it, after a note of who has taken it. On a batch node it keeps a
+process of its own that does, so that a death is seen at once and by its cause, and never breaks the queues
+that Parsl's workers share. It is imported on each worker, so neither Parsl nor anything heavy may enter.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from executors.engines.call import pack_error, put_on, run
+from executors.engines.base import WorkerDied
+from executors.engines.call import DIED, FAILED, OUTCOME, READY, pack_death, pack_error, put_on, run
+from executors.engines.futures import WorkerSlot
+from executors.engines.nursery import Nursery
+from executors.errors import EngineError
+
+WORKER_FILE = "EXECUTORS_PARSL_WORKER"  # the variable by which a job's pilot tells its workers what they are
+BROKEN = "broken"  # the file by which they tell it that this node is no place for them
+FALSE_STARTS = 3  # processes in a row that did not live to a first call: not this node
 
 _ready: list[bool] = []
+_kept: list[KeptSlot] = []
 
 
 def run_noted(common: dict[str, Any], note: str, ticket: int, blob: bytes) -> bytes:
@@ -56,3 +68,59 @@ def _dress(common: dict[str, Any]) -> None:
     if common["pythonpath"] is not None:
         os.environ["PYTHONPATH"] = common["pythonpath"]
     put_on(Path(common["outfit"]).read_bytes())
+
+
+def run_kept(blob: bytes) -> tuple[bytes, bytes | bytearray]:
+    """On a batch node: make a call in the process that this worker keeps, an empty one only to have it there.
+
+    The answer is the outcome, or how the process died, or why a new one refused to start.
+    """
+    if not _kept:
+        _kept.append(_first_slot())
+    slot = _kept[0]
+    try:
+        slot.ready()
+        return (OUTCOME, slot.call(blob)) if blob else (READY, b"")
+    except WorkerDied as death:
+        # Only a death has a cause; what the initializer raised has a text.
+        return (DIED, pack_death(death)) if death.why else (FAILED, pack_error(death))
+
+
+class KeptSlot(WorkerSlot):
+    """The process that a worker keeps; where none can live, the job is given back."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        local, rank = Path(settings["local"]), os.environ.get("PARSL_WORKER_RANK", "0")
+        nursery = Nursery(local, memory=settings["memory"], preload=tuple(settings["preload"]))
+        super().__init__(nursery, 0, Path(settings["outfit"]).read_bytes())
+        self._log = str(Path(settings["logs"]) / f"worker-{settings['job']}-{rank}.log")
+        self._broken = local / BROKEN
+        self._false_starts = 0
+
+    def ready(self) -> None:
+        """Start the process unless it is there."""
+        try:
+            super().ready()
+        except WorkerDied as death:
+            self._false_starts += 1 if death.why else 0
+            if self._false_starts >= FALSE_STARTS:
+                self._broken.write_text(f"{self._false_starts} processes in a row did not start: {death}")
+            raise
+        self._false_starts = 0
+
+
+def _first_slot() -> KeptSlot:
+    settings = json.loads(Path(os.environ[WORKER_FILE]).read_text(encoding="utf-8"))
+    for name, value in settings[
+        "env"
+    ].items():  # as the job has it: the pilot's own is not the tasks' business
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    sys.path[:] = settings["path"]
+    try:
+        return KeptSlot(settings)
+    except (OSError, EngineError) as error:
+        (Path(settings["local"]) / BROKEN).write_text(f"no process can be kept: {error}")
+        raise

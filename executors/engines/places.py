@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from executors.errors import SiteError, UsageError
+from sites.scene import below, place
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from executors.engines.base import Resources
+
+
+HIDDEN = ".coffea-scaleout"
 
 
 class Places:
     """``private`` is new, 0700 and removed on leaving; ``logs`` stays where the caller named a place."""
 
-    def __init__(self, engine: str, want: Resources) -> None:
+    def __init__(self, engine: str, want: Resources, allowed: Sequence[str] = ()) -> None:
+        """``allowed``: the only folders from below which the site takes jobs; none: any."""
         if want.workers < 1:
             raise UsageError(f"workers must be at least 1, not {want.workers}")
-        base = want.scratch
+        base = _allowed_base(allowed) if allowed and want.scratch is None else want.scratch
         try:
             if base is not None:
                 base.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -37,3 +46,23 @@ class Places:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.private, ignore_errors=True)
+
+
+def _allowed_base(allowed: Sequence[str]) -> Path | None:
+    """Where a private folder may lie: the system's own place if that is allowed, else the first that can."""
+    if below(Path(tempfile.gettempdir()), tuple(allowed)):
+        return None
+    tried = []
+    for folder in map(place, allowed):
+        # Where a folder is everybody's, those below it belong to one user each.
+        base = folder / HIDDEN if folder == Path.home() else folder / getpass.getuser() / HIDDEN
+        try:
+            folder.stat()  # whatever is missing below it may be made, it may not
+            base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            tried.append(f"{folder}: {error.strerror}")
+            continue
+        if os.access(base, os.W_OK | os.X_OK):
+            return base
+        tried.append(f"{base} cannot be written to")
+    raise SiteError(f"jobs are taken from below some folders only, and none can be used: {'; '.join(tried)}")

@@ -13,7 +13,7 @@ from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 from executors.engines.call import pack_call, settle
-from executors.errors import EngineError
+from executors.errors import EngineError, SiteError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ class Pool(Executor):
         self._lock = threading.Lock()
         self._shut = False
         self._closing = False
-        self._broken: EngineError | None = None
+        self._broken: SiteError | UsageError | None = None
         self._failed_starts = 0
         self._started = threading.Event()
         self._lanes = [_Lane(self, slot, index) for index, slot in enumerate(slots)]
@@ -54,7 +54,7 @@ class Pool(Executor):
             lane.start()
 
     def wait_ready(self) -> None:
-        """Return when the first worker is ready; EngineError if none can be."""
+        """Return when the first worker is ready; the error that says why if none can be."""
         self._started.wait()
         if self._broken is not None:
             raise self._broken
@@ -79,6 +79,10 @@ class Pool(Executor):
             raise self._broken
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def waiting(self, future: Future[Any]) -> bool:
+        """Whether a future still waits for a worker to be free."""
+        return not future.running() and not future.done()
 
     def kill(self, future: Future[Any], why: str) -> bool:
         """Kill the worker that runs this future, which then ends with WorkerDied; False if none runs it."""
@@ -125,7 +129,7 @@ class Pool(Executor):
         """A new worker did not; too many of them in a row end the pool."""
         with self._lock:
             self._failed_starts += 1
-            if not isinstance(error, EngineError):
+            if not isinstance(error, SiteError | UsageError):
                 if self._failed_starts < CRASH_LIMIT:
                     return
                 text = f"{self._failed_starts} new workers in a row did not start; the last: {error}"

@@ -1,0 +1,171 @@
+"""The workers of batch jobs as the host sees them: who is connected, who has whom, how one ended.
+
+A lane takes one worker for itself and waits without asking; what the scheduler, a job's pilot and the crew
+say is told to the fleet. Nothing of Dask may enter: how a call travels is in ``dask_remote``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING
+
+from executors.engines.base import WorkerDied
+from executors.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from executors.errors import SiteError
+
+OBITUARY_WAIT = 1.5  # seconds; a pilot that lives says within a tenth of one how its worker ended
+FATE_WAIT = 30.0  # the batch system is asked as seldom as the site wants it
+REFUSALS = 3  # new workers in a row that could not be dressed
+KEPT = 2000  # the last of those gone, whose obituaries may still come
+
+
+def job_of(name: str) -> str:
+    """The job of a worker's name, which is job, slot, and how many were in the slot before."""
+    return name.rsplit("-", 2)[0]
+
+
+class Member:
+    """One connected worker."""
+
+    def __init__(self, name: str, address: str) -> None:
+        self.name = name
+        self.address = address
+        self.job = job_of(name)
+        self.doomed = False
+        self._lock = threading.Lock()
+        self._gone = False
+        self._death: WorkerDied | None = None
+        self._told = threading.Event()
+        self._listeners: list[Callable[[], object]] = []
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is connected and nobody wants it dead."""
+        return not self._gone and not self.doomed
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is no longer connected."""
+        return self._gone
+
+    def on_gone(self, call: Callable[[], object]) -> None:
+        """Call this once it is gone, at once if it is; only the last caller is kept."""
+        with self._lock:
+            if not self._gone:
+                self._listeners = [call]
+                return
+        call()
+
+    def left(self) -> None:
+        """It is no longer connected."""
+        with self._lock:
+            self._gone = True
+            listeners, self._listeners = self._listeners, []
+        for call in listeners:
+            call()
+
+    def buried(self, death: WorkerDied) -> None:
+        """Its pilot says how it ended."""
+        self._death = self._death or death
+        self._told.set()
+
+    def obituary(self, timeout: float) -> WorkerDied | None:
+        """How it ended, if its pilot says so within the time."""
+        self._told.wait(timeout)
+        return self._death
+
+
+class Fleet:
+    """Every worker that is connected; lanes wait here for one of their own."""
+
+    def __init__(self) -> None:
+        self.on_started: Callable[[str], object] = lambda _: None  # the first worker of this job came
+        self.on_count: Callable[[int], object] = lambda _: None  # so many workers are connected
+        self.order: Callable[[Member], object] = lambda _: None  # have this worker killed
+        self.fate: Callable[[str, float], str] = lambda _, __: ""  # what the batch system knows of a job
+        self._changed = threading.Condition()
+        self._idle: deque[Member] = deque()
+        self._here: dict[str, Member] = {}
+        self._past: OrderedDict[str, Member] = OrderedDict()
+        self._jobs: set[str] = set()
+        self._failure: SiteError | None = None
+        self._refusals = 0
+
+    def take(self) -> Member:
+        """A connected worker for the caller alone; waits until there is one, or raises why none will come."""
+        with self._changed:
+            while True:
+                if self._failure is not None:
+                    raise self._failure
+                while self._idle:
+                    if (member := self._idle.popleft()).usable:
+                        return member
+                self._changed.wait()
+
+    def kill(self, member: Member) -> None:
+        """Have it killed, wherever it is; nobody gets it again."""
+        member.doomed = True
+        self.order(member)
+
+    def ended(self, member: Member, reason: str) -> WorkerDied:
+        """How a worker ended: its pilot knows best, then the batch system, then whoever gave the reason."""
+        if member.usable:
+            self.kill(member)  # it answered with an error of Dask's own: it cannot be trusted with more
+        if (death := member.obituary(OBITUARY_WAIT)) is not None:
+            return death
+        fate = self.fate(member.job, FATE_WAIT)
+        return member.obituary(0.0) or WorkerDied.of(fate or reason)
+
+    def joined(self, name: str, address: str) -> None:
+        """A worker has connected."""
+        member = Member(name, address)
+        with self._changed:
+            self._here[name] = member
+            self._refusals = 0
+            count = len(self._here)
+            first = member.job not in self._jobs
+            self._jobs.add(member.job)
+            self._idle.append(member)
+            self._changed.notify()
+        if first:
+            self.on_started(member.job)
+        self.on_count(count)
+
+    def left(self, name: str) -> None:
+        """A worker's connection is gone."""
+        with self._changed:
+            member = self._here.pop(name, None)
+            count = len(self._here)
+            if member is not None:
+                self._past[name] = member
+            while len(self._past) > KEPT:
+                self._past.popitem(last=False)
+        if member is not None:
+            member.left()
+            self.on_count(count)
+
+    def buried(self, name: str, death: WorkerDied) -> None:
+        """A pilot says how a worker of its job ended."""
+        with self._changed:
+            member = self._here.get(name) or self._past.get(name)
+        if member is not None:
+            member.buried(death)
+
+    def refused(self, text: str) -> None:
+        """A new worker could not be dressed; when that is the rule, no worker will ever come."""
+        with self._changed:
+            self._refusals += 1
+            hopeless = self._refusals >= REFUSALS and not self._here
+        if hopeless:
+            self.fail(EngineError(text))
+
+    def fail(self, failure: SiteError) -> None:
+        """No worker will come any more: whoever waits for one hears why."""
+        with self._changed:
+            self._failure = self._failure or failure
+            self._changed.notify_all()

@@ -1,0 +1,494 @@
+"""Workers of batch jobs: who gets which, how a death is told, and the node's side run for real without a queue."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from executors import contract_tasks as tasks
+from executors.engines.base import WorkerDied
+from executors.engines.call import pack_call, pack_outfit
+from executors.engines.dask_fleet import REFUSALS, Fleet
+from executors.errors import EngineError, SiteError
+from sites.profile import Limits, Network, SitePorts, SiteResources, load_site
+
+PATIENCE = 30.0
+
+
+def wait_for(condition, seconds=PATIENCE):
+    limit = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < limit, "it did not come about in time"
+        time.sleep(0.02)
+    return found
+
+
+class Lane(threading.Thread):
+    """Somebody who waits for a worker."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__(daemon=True)
+        self.fleet = fleet
+        self.member = self.error = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.member = self.fleet.take()
+        except SiteError as error:
+            self.error = error
+
+
+# -- the fleet alone -------------------------------------------------------------------------------
+
+
+def test_a_lane_waits_until_a_worker_comes_and_has_it_alone():
+    fleet = Fleet()
+    lanes = [Lane(fleet) for _ in range(3)]
+    for index in range(3):
+        fleet.joined(f"7-{index}-0", f"tls://{index}")
+    for lane in lanes:
+        lane.join(PATIENCE)
+    assert {lane.member.name for lane in lanes} == {"7-0-0", "7-1-0", "7-2-0"}
+
+
+def test_a_worker_that_left_while_nobody_had_it_is_given_to_nobody():
+    fleet = Fleet()
+    fleet.joined("7-0-0", "tls://a")
+    fleet.left("7-0-0")
+    lane = Lane(fleet)
+    fleet.joined("7-0-1", "tls://b")
+    lane.join(PATIENCE)
+    assert lane.member.name == "7-0-1"
+
+
+def test_lanes_hear_why_no_worker_will_come():
+    fleet = Fleet()
+    lanes = [Lane(fleet) for _ in range(5)]
+    fleet.fail(SiteError("the queue is closed"))
+    fleet.fail(SiteError("something that follows from it"))
+    for lane in [*lanes, Lane(fleet)]:
+        lane.join(PATIENCE)
+        assert str(lane.error) == "the queue is closed"
+
+
+@pytest.mark.parametrize(
+    ("name", "job"), [("12_3-0-5", "12_3"), ("41.3-1-0", "41.3"), ("99.host-a.site-2-1", "99.host-a.site")]
+)
+def test_the_name_of_a_worker_says_its_job(name, job):
+    fleet, started = Fleet(), []
+    fleet.on_started = started.append
+    fleet.joined(name, "tls://a")
+    fleet.joined(name[:-1] + "9", "tls://b")
+    assert started == [job]
+
+
+def test_the_crew_hears_how_many_there_are():
+    fleet, counts = Fleet(), []
+    fleet.on_count = counts.append
+    fleet.joined("1-0-0", "a")
+    fleet.joined("1-1-0", "b")
+    fleet.left("1-0-0")
+    fleet.left("1-0-0")
+    fleet.left("never there")
+    assert counts == [1, 2, 1]
+
+
+def test_an_obituary_counts_whether_it_comes_before_or_after_the_connection_is_gone():
+    for first in ("buried", "left"):
+        fleet = Fleet()
+        fleet.fate = lambda job, timeout: pytest.fail("the pilot had said it")
+        fleet.joined("1-0-0", "a")
+        member = fleet.take()
+        acts = {
+            "buried": lambda: fleet.buried("1-0-0", WorkerDied.of("memory", -9, 5)),
+            "left": lambda: fleet.left("1-0-0"),
+        }
+        acts.pop(first)()
+        threading.Timer(0.2, acts.popitem()[1]).start()
+        death = fleet.ended(member, "lost")
+        assert (death.why, death.exitcode, death.peak) == ("memory", -9, 5), first
+        assert not member.usable
+
+
+@pytest.mark.parametrize(
+    ("fate", "why"), [("memory", "memory"), ("node", "node"), ("", "lost: nobody knows")]
+)
+def test_without_an_obituary_the_batch_system_is_asked(monkeypatch, fate, why):
+    monkeypatch.setattr("executors.engines.dask_fleet.OBITUARY_WAIT", 0.05)
+    fleet, asked = Fleet(), []
+    fleet.fate = lambda job, timeout: asked.append((job, timeout)) or fate
+    fleet.joined("5_1-0-0", "a")
+    member = fleet.take()
+    fleet.left("5_1-0-0")
+    assert fleet.ended(member, "lost: nobody knows").why == why
+    assert [job for job, _ in asked] == ["5_1"]
+
+
+def test_a_worker_that_answered_oddly_is_killed_and_given_to_nobody(monkeypatch):
+    monkeypatch.setattr("executors.engines.dask_fleet.OBITUARY_WAIT", 0.05)
+    fleet, orders = Fleet(), []
+    fleet.order = orders.append
+    fleet.joined("5-0-0", "a")
+    member = fleet.take()
+    fleet.ended(member, "lost")
+    assert orders == [member]
+    assert not member.usable
+
+
+def test_an_initializer_that_always_raises_ends_the_run_and_one_that_raises_once_does_not():
+    fleet = Fleet()
+    lane = Lane(fleet)
+    for _ in range(REFUSALS - 1):
+        fleet.refused("the workers' initializer raised")
+    fleet.joined("1-0-0", "a")
+    lane.join(PATIENCE)
+    assert lane.member is not None
+    fleet.left("1-0-0")
+    lane = Lane(fleet)
+    for _ in range(REFUSALS):
+        fleet.refused("the workers' initializer raised KeyError")
+    lane.join(PATIENCE)
+    assert isinstance(lane.error, EngineError)
+    assert "KeyError" in str(lane.error)
+
+
+def test_a_thousand_lanes_cost_nothing_to_speak_of():
+    fleet = Fleet()
+    lanes = [Lane(fleet) for _ in range(1000)]
+    began = time.process_time()
+    for index in range(1000):
+        fleet.joined(f"{index}-0-0", f"tls://{index}")
+    for lane in lanes:
+        lane.join(PATIENCE)
+    assert {lane.member.name for lane in lanes} == {f"{index}-0-0" for index in range(1000)}
+    assert time.process_time() - began < 5.0
+
+
+# -- scheduler and pilot ---------------------------------------------------------------------------
+
+
+class Site:
+    """A scheduler as the host opens it, and jobs that are started by hand."""
+
+    def __init__(self, folder: Path, **words) -> None:
+        import distributed
+
+        from executors.engines import dask_remote
+        from executors.engines.dask_parts import security
+        from executors.engines.tls import make_certificate
+
+        self.folder, self.jobs = folder, []
+        (folder / "batch").mkdir(mode=0o700)
+        (folder / "logs").mkdir()
+        (folder / "scratch").mkdir()
+        self.site = replace(
+            load_site("local"),
+            scheduler="slurm",
+            network=Network("loopback"),
+            ports=SitePorts(**words.pop("ports", {})),
+            limits=Limits(death=3.0),
+            resources=SiteResources(memory=800_000_000),
+        )
+        setup = {
+            "site": self.site, "private": str(folder), "logs": str(folder / "logs"), "workers": 2, "memory": None,
+            "outfit": pack_outfit(None, ()), "preload": (), "path": sys.path, "python": sys.executable, "jobs": 1,
+        } | words  # fmt: skip
+        guard = security(*map(str, make_certificate(folder / "batch")))
+        self.guard = guard
+        self.fleet = Fleet()
+        self.cluster = dask_remote.open_scheduler(self.site, guard, self.fleet)
+        self.fleet.order = self.cluster.scheduler.give_order
+        self.address = self.cluster.scheduler.address
+        self.client = distributed.Client(
+            self.address, security=guard, set_as_default=False, direct_to_workers=False
+        )
+        self.files = dask_remote.load(setup, folder / "batch", self.address)
+        self.slot = lambda: dask_remote.RemoteSlot(self.client, self.fleet)
+
+    def job(self, number="17") -> subprocess.Popen:
+        """One more batch job."""
+        env = {"PATH": os.defpath, "SLURM_JOB_ID": number, "TMPDIR": str(self.folder / "scratch")}
+        with (self.folder / f"{number}.err").open("wb") as log:
+            command = [sys.executable, *map(str, self.files[:2])]
+            self.jobs.append(subprocess.Popen(command, env=env, stderr=log, cwd="/"))
+        return self.jobs[-1]
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self.client.close()
+        with contextlib.suppress(Exception):
+            self.cluster.close()
+        for job in self.jobs:
+            job.kill()
+            job.wait()
+
+
+@pytest.fixture
+def site(tmp_path):
+    made = []
+
+    def make(**words) -> Site:
+        made.append(Site(tmp_path, **words))
+        return made[0]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def call(slot, fn, *args):
+    import pickle
+
+    return pickle.loads(slot.call(pack_call(fn, args, {})))
+
+
+def test_a_job_brings_workers_and_leaves_nothing(site, tmp_path):
+    here = site()
+    job = here.job()
+    slots = [here.slot(), here.slot()]
+    for slot in slots:
+        slot.ready()
+    pids = {call(slot, tasks.pid)[1] for slot in slots}
+    assert len(pids) == 2
+    assert call(slots[0], tasks.length, b"abc") == (True, 3)
+    below = tasks.descendants(job.pid)
+    # The workers and the courier listen nowhere but where the scheduler is.
+    assert {host for host, _ in tasks.listeners(below)} == {"127.0.0.1"}
+    assert not any(port == 8787 for _, port in tasks.listeners({psutil.Process()}))
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert tasks.gone(below, PATIENCE) == set()
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize(("how", "why"), [("kill", "signal"), ("exit", "exit")])
+def test_a_death_is_told_exactly_and_the_worker_replaced(site, how, why):
+    here = site(workers=1)
+    here.job()
+    slot = here.slot()
+    slot.ready()
+    first = call(slot, tasks.pid)[1]
+    began = time.monotonic()
+    with pytest.raises(WorkerDied) as caught:
+        call(slot, tasks.die, how)
+    assert caught.value.why == why
+    assert caught.value.exitcode == (-9 if how == "kill" else 3)
+    assert time.monotonic() - began < 5
+    slot.ready()
+    assert call(slot, tasks.pid)[1] != first
+
+
+def test_memory_is_watched_and_named(site):
+    here = site(workers=2)  # 400 MB each
+    here.job()
+    slot = here.slot()
+    slot.ready()
+    with pytest.raises(WorkerDied) as caught:
+        call(slot, tasks.eat, 600_000_000, 20)
+    assert caught.value.why == "memory"
+
+
+def test_a_task_that_holds_the_interpreter_can_be_killed(site):
+    here = site(workers=1)
+    here.job()
+    slot = here.slot()
+    slot.ready()
+    threading.Timer(1.0, slot.kill, ("too long",)).start()
+    began = time.monotonic()
+    with pytest.raises(WorkerDied) as caught:
+        call(slot, tasks.hold_gil, 60)
+    assert caught.value.why == "killed"
+    assert time.monotonic() - began < 10
+    slot.ready()
+    assert call(slot, tasks.length, b"after") == (True, 5)
+
+
+def test_a_job_that_vanishes_is_asked_about(site):
+    here = site(workers=1)
+    job = here.job("23")
+    slot = here.slot()
+    slot.ready()
+    below = tasks.descendants(job.pid)
+    here.fleet.fate = lambda job, timeout: {"23": "removed"}[job]
+    threading.Timer(0.5, lambda: [one.kill() for one in (psutil.Process(job.pid), *below)]).start()
+    with pytest.raises(WorkerDied, match="batch job was removed"):
+        call(slot, tasks.interval, 60)
+
+
+def test_a_job_ends_by_itself_when_the_scheduler_is_gone(site, tmp_path):
+    here = site()
+    job = here.job()
+    here.slot().ready()
+    below = tasks.descendants(job.pid)
+    assert below
+    here.client.close()
+    here.cluster.close()
+    assert job.wait(PATIENCE) == 0
+    assert tasks.gone(below, PATIENCE) == set()
+    assert "is gone" in (tmp_path / "17.err").read_text()
+
+
+def test_a_job_that_cannot_reach_the_scheduler_says_so(site, tmp_path):
+    here = site()
+    here.cluster.close()
+    job = here.job()
+    assert job.wait(PATIENCE) == 3
+    said = (tmp_path / "17.err").read_text()
+    assert f"the scheduler at {here.address} cannot be reached from" in said
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def _refuse() -> None:
+    raise KeyError("no such calibration")
+
+
+def test_an_initializer_that_raises_is_what_the_run_ends_with(site, tmp_path):
+    here = site(outfit=pack_outfit(_refuse, ()), workers=1)
+    job = here.job()
+    with pytest.raises(EngineError, match="no such calibration"):
+        here.slot().ready()
+    assert job.wait(PATIENCE) == 4
+    assert "no such calibration" in (tmp_path / "17.err").read_text()
+
+
+def test_a_pilot_killed_at_once_leaves_no_process_and_no_file(site, tmp_path):
+    here = site()
+    job = here.job()
+    here.slot().ready()
+    below = tasks.descendants(job.pid)
+    job.kill()
+    job.wait()
+    assert tasks.gone(below, PATIENCE) == set()
+    wait_for(lambda: list((tmp_path / "scratch").iterdir()) == [])
+
+
+def test_workers_use_the_ports_that_the_site_leaves_open(site):
+    with contextlib.ExitStack() as stack:
+        probe = stack.enter_context(socket.socket())
+        probe.bind(("127.0.0.1", 0))
+        first = probe.getsockname()[1]
+    span = (first, min(first + 20, 65535))
+    here = site(ports={"worker": span})
+    here.job()
+    slots = [here.slot(), here.slot()]
+    for slot in slots:
+        slot.ready()
+    used = {int(slot._member.address.rpartition(":")[2]) for slot in slots}
+    assert len(used) == 2
+    assert all(span[0] <= port <= span[1] for port in used)
+
+
+def test_a_worker_that_cannot_be_reached_gets_no_work_and_its_job_ends(site, tmp_path, monkeypatch):
+    monkeypatch.setattr("executors.engines.dask_remote.REACH_WAIT", 1.0)
+    here = site(workers=1)
+    node = tmp_path / "node.py"  # as behind a firewall: what it says of itself leads nowhere
+    node.write_text(
+        "from executors.engines import dask_node\n"
+        "class Far(dask_node.QuietWorker):\n"
+        "    def __init__(self, *args, **more): super().__init__(*args, contact_address='tls://127.0.0.1:1', **more)\n"
+        "dask_node.QuietWorker = Far\n"
+    )
+    settings = json.loads(Path(here.files[1]).read_text())
+    settings["preload"], settings["path"] = ["node"], [*settings["path"], str(tmp_path)]
+    Path(here.files[1]).write_text(json.dumps(settings))
+    refused = []
+    here.fleet.refused = refused.append
+    job = here.job()
+    assert job.wait(60) == 6
+    assert "cannot be reached at tls://127.0.0.1:1" in refused[0]
+    assert "firewall" in (tmp_path / "17.err").read_text()
+    assert not here.fleet._idle
+
+
+def test_a_scheduler_takes_the_next_port_of_its_range(site, tmp_path):
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        first = taken.getsockname()[1]
+        here = site(ports={"scheduler": (first, min(first + 10, 65535))})
+        assert first < int(here.address.rpartition(":")[2]) <= first + 10
+
+
+def test_a_port_that_was_taken_in_the_last_moment_is_passed_over(site, monkeypatch):
+    from sites import ports
+
+    right, asked = ports.pick, []
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        first = taken.getsockname()[1]
+        monkeypatch.setattr(
+            ports,
+            "pick",
+            lambda span, host, *, skip=(): asked.append(set(skip)) or (right(None, host) if skip else first),
+        )
+        assert site().address != f"tls://127.0.0.1:{first}"
+    assert asked == [set(), {first}]
+
+
+@pytest.mark.parametrize("how", ["plain", "without a certificate", "with another"])
+def test_who_has_no_key_gets_nothing(site, tmp_path, how):
+    from executors.engines.tls import make_certificate
+
+    here = site()
+    here.job()
+    slot = here.slot()
+    slot.ready()
+    for address in (here.address, slot._member.address):
+        port = int(address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+            plain.settimeout(10)
+            line = plain
+            try:
+                if how != "plain":
+                    context = ssl.create_default_context(cafile=str(tmp_path / "batch/certificate.pem"))
+                    context.check_hostname = False
+                    if how == "with another":
+                        context.load_cert_chain(*map(str, make_certificate(tmp_path / f"other-{port}")))
+                    line = context.wrap_socket(plain)
+                line.sendall(b"GET / HTTP/1.0\r\n\r\n" * 10)
+                answer = line.recv(100)
+            except (ssl.SSLError, ConnectionError):
+                answer = b""
+            if how == "plain":  # an alert of TLS at most
+                assert answer[:1] in (b"", b"\x15")
+            else:
+                assert answer == b""
+
+
+def test_keys_are_private_wherever_they_lie(site, tmp_path):
+    old = os.umask(0)
+    try:
+        here = site()
+        job = here.job()
+    finally:
+        os.umask(old)
+    here.slot().ready()
+    folders = [tmp_path / "batch", *(tmp_path / "scratch").iterdir()]
+    assert all(one.stat().st_mode & 0o77 == 0 for one in folders)
+    private = [
+        one for folder in folders for one in folder.rglob("*") if one.suffix in (".pem", ".pickle", ".json")
+    ]
+    assert len(private) >= 6
+    assert not [one for one in private if one.name != "certificate.pem" and one.stat().st_mode & 0o77]
+    words = b"".join(
+        Path(f"/proc/{one.pid}/cmdline").read_bytes()
+        for one in (psutil.Process(job.pid), *tasks.descendants(job.pid))
+    )
+    assert b"PRIVATE KEY" not in words
+    assert "PRIVATE KEY" not in json.dumps(psutil.Process(job.pid).environ())
