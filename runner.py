@@ -52,6 +52,10 @@ def _run(argv: Sequence[str]) -> int:
     command = read_command(argv or ["--help"])
     if command.verb in ("run", "plan"):
         return _start(command)
+    if command.verb == "sites":
+        return _sites(command.values)
+    if command.verb in ("check", "selftest"):
+        return _at_site(command)
     outcome = _look(command)
     _show(outcome, command.values)
     return outcome.exit_code
@@ -75,6 +79,41 @@ def _start(command: Command) -> int:
     with Progress(quiet=settings.quiet, level=settings.log_level) as progress:
         outcome: Outcome = (plan_only if planning else execute)(settings, observer=progress)
     _show(outcome, {"as_json": as_json} if planning else {})
+    return outcome.exit_code
+
+
+def _sites(values: dict[str, Any]) -> int:
+    from executors import site_words
+
+    as_json = values.get("as_json", False)
+    file = Path(values["site_file"]) if "site_file" in values else None
+    if values.get("schema"):
+        _say(site_words.schema_text())
+    elif "name" in values or file is not None:
+        _say(site_words.shown(values.get("name") or Path(values["site_file"]).stem, as_json, site_file=file))
+    else:
+        _say(site_words.listed(as_json))
+    return 0
+
+
+def _at_site(command: Command) -> int:
+    from executors.settings import resolve
+
+    typed = dict(command.values)
+    as_json, canary = typed.pop("as_json", False), typed.pop("canary", False)
+    settings = resolve(typed, env=os.environ).settings
+    if command.verb == "check":
+        from executors.checking import check
+
+        code, text = check(settings, as_json=as_json, canary=canary)
+        _say(text)
+        return code
+    from executors.selftest import selftest
+    from executors.show import Progress
+
+    with Progress(quiet=settings.quiet or as_json, level=settings.log_level) as progress:
+        outcome = selftest(settings, observer=progress)
+    _show(outcome, {"as_json": as_json})
     return outcome.exit_code
 
 

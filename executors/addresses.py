@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from executors.errors import FilesetError, UnknownNameError
+from executors.redact import secret_name
 
 SCHEMES = ("root", "roots", "xroot", "xroots", "http", "https", "dav", "davs", "s3")
 MOST_FOLDERS = 10_000  # a home directory is a mistake, and searching it would take for ever
@@ -20,6 +21,7 @@ _TREE = re.compile(r"(.*\.root):([A-Za-z_][\w./;-]*)", re.DOTALL)
 _PORTS = {"root": 1094, "http": 80, "https": 443}
 _SAME_SCHEME = {"xroot": "root", "xroots": "roots", "dav": "http", "davs": "https"}
 _MAGIC = re.compile(r"[*?[]")
+_WHO = ("authz", "sig", "signature")  # parts of a query, beside those whose names speak of tokens or keys
 
 
 def is_remote(path: str) -> bool:
@@ -101,6 +103,23 @@ def _root_files(folder: str) -> list[str]:
     return found
 
 
+def public(path: str) -> str:
+    """An address without what only says who asks: tokens, signatures, a password. What records may name."""
+    scheme, _, rest = path.partition("://")
+    if _SCHEME.fullmatch(f"{scheme}:/") is None or not ("?" in rest or "@" in rest):
+        return path
+    server, slash, name = rest.partition("/")
+    user, at, host = server.rpartition("@")
+    name, question, query = name.partition("?")
+    kept = "&".join(part for part in query.split("&") if not _says_who(part))
+    return f"{scheme}://{user.partition(':')[0]}{at}{host}{slash}{name}{question if kept else ''}{kept}"
+
+
+def _says_who(part: str) -> bool:
+    key = part.partition("=")[0].lower()
+    return key in _WHO or key.startswith(("x-amz-", "x-goog-")) or secret_name(key)
+
+
 def identity(path: str) -> str:
     """One text for all spellings of the same file."""
     if not is_remote(path):
@@ -112,8 +131,7 @@ def identity(path: str) -> str:
     name, _, query = name.partition("?")
     scheme = _SAME_SCHEME.get(scheme.lower(), scheme.lower())
     host = host.rpartition("@")[2].lower().removesuffix(f":{_PORTS.get(scheme, '')}")
-    # A token in an address says who asks, not which file it is.
-    query = "&".join(part for part in query.split("&") if part and not part.lower().startswith("authz="))
+    query = "&".join(part for part in query.split("&") if part and not _says_who(part))
     return f"{scheme}://{host}/{re.sub('/+', '/', name).lstrip('/')}{'?' + query if query else ''}"
 
 

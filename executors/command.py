@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from executors.errors import UnknownNameError, UsageError
-from executors.options import Option, options
+from executors.options import JOBS, SAY, WHERE, Option, options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,16 +23,14 @@ VERBS = {
     "status": "say how far a run directory has come",
     "plan": "print what a run would do, or make its plan, without running",
     "inspect": "check stored outputs and say what they hold",
+    "sites": "list the sites, or show one with the origin of every value",
+    "check": "say whether a site can be used from here, and what mends it if not",
+    "selftest": "run a hundred chunks of made data at a site, and say how that went",
 }
 # Options of the original that pass through to the processor: they are the workflow's arguments here.
 PROCESSOR = ("year", "campaign", "isSyst", "isArray", "noHist", "ttbar-reweights")
-# Options that come with the batch sites and with submission, a later part.
+# Options that come with submission, a later part.
 LATER = {
-    "memory": "memory of a job",
-    "disk": "disk of a job",
-    "walltime": "time limit of a job",
-    "queue": "queue, partition or flavour of a job",
-    "voms": "proxy certificate",
     "jobName": "name of a batch submission",
     "condorFileSize": "files of a batch job; --fsize is the nearest now",
     "outputDir": "where batch jobs copy outputs",
@@ -120,7 +118,10 @@ def _unknown(left: list[str], parser: argparse.ArgumentParser) -> UsageError:
         return UsageError(f"unexpected {left[0]!r}: every value needs its option (see {parser.prog} --help)")
     name, equals, value = flag.lstrip("-").partition("=")
     name, value = name.strip(), value if equals else _after(left, flag)
-    for table, text in ((LATER, "comes with the batch sites, a later part of this project"), (RENAMED, "")):
+    for table, text in (
+        (LATER, "comes with the submission of jobs, a later part"),
+        (RENAMED, ""),
+    ):
         if name in table:
             return UsageError(f"--{name} ({table[name]}) {text}" if text else f"--{name}: {table[name]}")
     if name in PROCESSOR:
@@ -150,15 +151,23 @@ def run_parser(verb: str = "") -> argparse.ArgumentParser:
         else VERBS[verb].capitalize() + ".",
         epilog=_EPILOG.format(verbs=verbs, later=later),
     )
-    groups: dict[str, Any] = {}
-    for each in options():
-        title = each.about["group"]
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        _add(groups[title], each)
+    groups = _add_options(parser)
     if verb == "plan":
         groups["what is said"].add_argument(*_AS_JSON, **_AS_JSON_ABOUT)
     return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Add the options of some groups, or of all; the groups by their titles."""
+    groups: dict[str, Any] = {}
+    for each in options():
+        title = each.about["group"]
+        if only and title not in only:
+            continue
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        _add(groups[title], each)
+    return groups
 
 
 def _wrapped(words: list[str]) -> str:
@@ -232,7 +241,50 @@ def _look_parser(verb: str, metavar: str, what: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _sites_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="runner.py sites",
+        usage="runner.py sites [NAME] [options]",
+        description=VERBS["sites"].capitalize() + ".",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", default=argparse.SUPPRESS, help="a site")
+    group = parser.add_argument_group("options")
+    hidden = argparse.SUPPRESS
+    group.add_argument(
+        "--site-file", metavar="FILE.toml", default=hidden, help="a profile of your own, checked and shown"
+    )
+    group.add_argument(
+        "--schema", action="store_true", default=hidden, help="the JSON schema of a profile, for editors"
+    )
+    group.add_argument(*_AS_JSON, **_AS_JSON_ABOUT)
+    return parser
+
+
+def _site_parser(verb: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"runner.py {verb}",
+        usage=f"runner.py {verb} --executor NAME [options]",
+        description=VERBS[verb].capitalize() + ".",
+    )
+    groups = _add_options(parser, (WHERE, JOBS, SAY))
+    group = groups[SAY]
+    if verb == "check":
+        group.add_argument(
+            "--canary", action="store_true", default=argparse.SUPPRESS,
+            help="start a job too, and have it say what it sees",
+        )  # fmt: skip
+    hidden = argparse.SUPPRESS
+    group.add_argument(
+        "--outputdir", metavar="DIR", default=hidden, help="where the run's directory would be [.]"
+    )
+    group.add_argument(*_AS_JSON, **_AS_JSON_ABOUT)
+    return parser
+
+
 _PARSERS: dict[str, Any] = {
+    "sites": _sites_parser,
+    "check": lambda: _site_parser("check"),
+    "selftest": lambda: _site_parser("selftest"),
     "merge": _merge_parser,
     "status": lambda: _look_parser("status", "DIR", "a run's directory (hist_…)"),
     "plan": lambda: run_parser("plan"),

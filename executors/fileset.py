@@ -34,6 +34,8 @@ class File:
     steps: fields.Steps | None = None  # entry ranges; None is the whole file
     entries: int | None = None
     uuid: str | None = None  # 32 hex digits
+    # The address as it was given, with its token, which changes from run to run and is in no record.
+    address: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ class _Reading:
         if remote:
             if "*" in name:
                 raise FilesetError(f"{where}: globs are for local files; list these one by one")
-            yield replace(said, path=name)
+            yield replace(said, path=addresses.public(name), address=name)
             return
         name, beside = addresses.absolute(addresses.local_name(name), self.beside)
         self.found_beside += beside

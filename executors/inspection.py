@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from executors import outputs
+from executors import addresses, outputs, words
 from executors.errors import DamagedError, IncompleteError, UsageError
 from executors.work import lock, merge
 from executors.work.coverage import Coverage
@@ -14,9 +14,10 @@ from executors.work.ledger import Ledger
 from executors.work.plan import Plan, Tree
 from executors.work.report import Outcome
 from executors.work.store import Store
+from sites.urls import server_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from executors.options import Settings
@@ -198,15 +199,15 @@ def _one_line(value: Any) -> str:
 # -- the plan in words ------------------------------------------------------------------------------
 
 
-def plan_text(plan: Plan, settings: Settings, folder: Path, kept: bool) -> tuple[str, dict[str, Any]]:
-    """The plan for a person and for a program."""
+def plan_text(
+    plan: Plan, settings: Settings, folder: Path, *, kept: bool, urls: Mapping[str, str], where: str
+) -> tuple[str, dict[str, Any]]:
+    """The plan for a person and for a program; ``urls`` differ from the names, ``where`` says who works."""
     tree = Tree(plan)
     ledger = Ledger(tree)
     state = "the plan kept in" if kept else "the plan of a new run in"
     lines = [f"{state} {folder}"]
-    lines.append(
-        f"executor {settings.executor}, {settings.workers} workers, chunks of at most {plan.chunk} events"
-    )
+    lines.append(f"executor {settings.executor}, {where}, chunks of at most {plan.chunk} events")
     lines += [
         f"  {d.index}: {d.name}: {r.files} files, {r.events_planned} events, {r.chunks_planned} chunks"
         for d, r in zip(plan.datasets, ledger.rows(), strict=True)
@@ -218,6 +219,7 @@ def plan_text(plan: Plan, settings: Settings, folder: Path, kept: bool) -> tuple
     lines += [f"  cannot be opened: {f.path}: {f.error}" for f in unknown[:20]]
     if len(unknown) > 20:
         lines.append(f"  … and {len(unknown) - 20} more that cannot be opened")
+    lines += _read_elsewhere(plan, urls)
     names = [outputs.indexed_name(plan, s.index, s.part) for s in tree.splits] if plan.fsize else []
     if names:
         lines.append(f"  {len(names)} indexed outputs, {names[0]} to {names[-1]}")
@@ -230,7 +232,7 @@ def plan_text(plan: Plan, settings: Settings, folder: Path, kept: bool) -> tuple
         "datasets": {
             d.name: {
                 "index": d.index,
-                "files": [_file_data(f, plan.chunk) for f in d.files],
+                "files": [_file_data(f, plan.chunk, urls or {}) for f in d.files],
             }
             for d in plan.datasets
         },
@@ -239,9 +241,26 @@ def plan_text(plan: Plan, settings: Settings, folder: Path, kept: bool) -> tuple
     return "\n".join(lines), data
 
 
-def _file_data(file: PlannedFile, chunk: int) -> dict[str, Any]:
+def _read_elsewhere(plan: Plan, urls: Mapping[str, str]) -> Iterator[str]:
+    """One example for each server whose files are read by another address, and how many there are."""
+    examples: dict[tuple[str | None, str | None], tuple[str, str]] = {}
+    count = 0
+    for path in (f.path for d in plan.datasets for f in d.files if f.path in urls):
+        url = addresses.public(urls[path])
+        if url != path:
+            count += 1
+            examples.setdefault((server_of(path), server_of(url)), (path, url))
+    if count:
+        yield f"  {words.number(count, 'file')} read by another address here:"
+    yield from (f"    {path} → {url}" for path, url in list(examples.values())[:5])
+    if len(examples) > 5:
+        yield f"    … and {len(examples) - 5} more servers"
+
+
+def _file_data(file: PlannedFile, chunk: int, urls: Mapping[str, str]) -> dict[str, Any]:
     return {
         "path": file.path,
+        "read_as": addresses.public(urls.get(file.path, file.path)),
         "treename": file.treename,
         "entries": file.entries,
         "chunks": file.chunks(chunk),

@@ -1,7 +1,7 @@
 """What travels to the workers: a small call that finds the analysis by its digest and does tasks with it.
 
 The processor is written once into the run's directory and read once by each worker process, whatever the
-number of tasks; where workers do not see that directory it rides in the call.
+number of tasks; where workers do not see that directory each is given it when it starts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from executors import luggage
 from executors.errors import AnalysisError, DamagedError, UsageError
 from executors.work.merge import MergeTask, merge
 from executors.work.store import write_whole
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from executors.work.worker import Place
 
 _loaded: dict[str, Analysis] = {}
+_received: dict[str, bytes] = {}  # where no file system is shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,6 @@ class Call:
     digest: str
     place: Place
     path: Path
-    payload: bytes | None = None
 
     def __call__(self, task: Task | MergeTask) -> Receipt:
         """Do the task with the analysis of this run."""
@@ -46,16 +47,27 @@ class Call:
     def _analysis(self) -> Analysis:
         found = _loaded.get(self.digest)
         if found is None:
-            import cloudpickle
-
-            data = self.payload if self.payload is not None else self.path.read_bytes()
-            if hashlib.blake2b(data, digest_size=20).hexdigest() != self.digest:
-                raise DamagedError(f"{self.path} is not the analysis of this run")
-            found = cloudpickle.loads(data)
-            # A worker serves one run: a former analysis is of no more use.
-            _loaded.clear()
-            _loaded[self.digest] = found
+            data = _received.get(self.digest)
+            found = _load(self.digest, self.path.read_bytes() if data is None else data)
         return found
+
+
+def _load(digest: str, data: bytes) -> Analysis:
+    import cloudpickle
+
+    if hashlib.blake2b(data, digest_size=20).hexdigest() != digest:
+        raise DamagedError("what was sent is not the analysis of this run")
+    found: Analysis = cloudpickle.loads(data)
+    # A worker serves one run: a former analysis is of no more use.
+    _loaded.clear()
+    _loaded[digest] = found
+    return found
+
+
+def receive(digest: str, data: bytes, modules: bytes) -> None:
+    """On a new worker that sees no file of the run: take the analysis and the modules that it imports."""
+    luggage.unpack(modules)
+    _received[digest] = data
 
 
 def prepare(analysis: Analysis, place: Place) -> Call:
@@ -72,11 +84,10 @@ def prepare(analysis: Analysis, place: Place) -> Call:
         ) from error
     digest = hashlib.blake2b(data, digest_size=20).hexdigest()
     path = place.run / "job" / f"{digest}.pkl"
-    if place.shared:
-        write_whole(path, [data])
-        # Whoever merges later finds the workflow's modules where this process does.
-        write_whole(path.with_suffix(".json"), [json.dumps([*sys.path]).encode()])
-    return Call(digest, place, path, None if place.shared else data)
+    write_whole(path, [data])
+    # Whoever merges later finds the workflow's modules where this process does.
+    write_whole(path.with_suffix(".json"), [json.dumps([*sys.path]).encode()])
+    return Call(digest, place, path)
 
 
 def local(analysis: Analysis, call: Call) -> Call:

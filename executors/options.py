@@ -18,6 +18,7 @@ ENVIRONMENT = "COFFEA_SCALEOUT_"
 
 WHAT = "what to run"
 WHERE = "where it runs"
+JOBS = "jobs at a batch site (defaults are the site's: runner.py sites NAME)"
 SPLIT = "how the work is divided"
 OUT = "outputs"
 FAULTS = "failures"
@@ -76,11 +77,13 @@ class Settings:
         separator=",",
     )
 
-    executor: str = option("futures", WHERE, "engine, or engine/site", metavar="NAME")
-    workers: int = option(
-        3,
+    executor: str = option(
+        "futures", WHERE, "engine, engine/site, engine/scheduler/site, or auto", metavar="NAME"
+    )
+    workers: int | None = option(
+        None,
         WHERE,
-        "worker processes; cores of a job at a batch site",
+        "worker processes, of each job at a batch site (default: 3 here, a job's cores there)",
         "-j",
         "--workers",
         metavar="N",
@@ -90,15 +93,73 @@ class Settings:
     scaleout: int | None = option(
         None,
         WHERE,
-        "jobs at a batch site; local engines have none",
+        "jobs at a batch site, at most (default: 6); this machine has none",
         "-s",
         "--scaleout",
         metavar="N",
         least=1,
         most=100_000,
     )
-    read_timeout: float = option(
-        60.0, WHERE, "wait so long for an answer of a file server", metavar="SECONDS", least=0.1, most=86_400
+    read_timeout: float | None = option(
+        None,
+        WHERE,
+        "wait so long for an answer of a file server (default: the site's, mostly a minute)",
+        metavar="SECONDS",
+        least=0.1,
+        most=86_400,
+    )
+
+    site_file: Path | None = option(
+        None, WHERE, "a site's profile of your own, known by the file's name", metavar="FILE.toml"
+    )
+    scheduler_address: str | None = option(
+        None, WHERE, "a Dask scheduler that runs already", metavar="tls://HOST:PORT", site="dask.address"
+    )
+    scheduler_port: int | None = option(
+        None, WHERE, "the port our own scheduler listens on", metavar="N", least=1, most=65535,
+        site="ports.scheduler",
+    )  # fmt: skip
+    insecure: bool = option(False, WHERE, "talk to a scheduler that encrypts nothing: whoever can reach it"
+                            " can run code as you")  # fmt: skip
+    check: bool = option(True, WHERE, "look whether the site is fit before work starts")
+
+    cores: int | None = option(None, JOBS, "cores of a job", metavar="N", least=1, site="resources.cores")
+    memory: str | None = option(None, JOBS, "memory of a job", metavar="4GB", site="resources.memory")
+    disk: str | None = option(None, JOBS, "disk of a job", metavar="10GB", site="resources.disk")
+    walltime: str | None = option(None, JOBS, "time a job may last", metavar="8h", site="resources.walltime")
+    queue: str | None = option(None, JOBS, "queue, partition or flavour", metavar="NAME", site="job.queue")
+    account: str | None = option(
+        None, JOBS, "account, project or accounting group", metavar="NAME", site="job.account"
+    )
+    image: str | None = option(None, JOBS, "container image", metavar="PATH", site="job.image")
+    directive: Mapping[str, Any] = option(
+        {}, JOBS, "anything else for the scheduler; may be repeated", metavar="KEY=VALUE", site="directives"
+    )
+    env: Mapping[str, Any] = option(
+        {}, JOBS, "environment of the workers; may be repeated", metavar="KEY=VALUE", site="env"
+    )
+    worker_setup: tuple[str, ...] = option(
+        (), JOBS, "shell line before a worker starts; may be repeated", metavar="CMD", site="job.setup"
+    )
+    worker_python: str | None = option(
+        None, JOBS, "the workers' Python (default: this one)", metavar="PATH", site="job.python"
+    )
+    ship_env: typing.Literal["venv", "container", "none"] | None = option(
+        None, JOBS, "how Python and packages get to the workers: venv, container or none",
+        metavar="HOW", site="job.ship",
+    )  # fmt: skip
+    voms: str | None = option(
+        None, JOBS, "x509 proxy, where it is not at its usual place", metavar="PATH", site="proxy.path"
+    )
+    shared_store: typing.Literal["yes", "no"] | None = option(
+        None, JOBS, "whether workers see the run's directory: yes or no", metavar="yes|no",
+        site="shares_store",
+    )  # fmt: skip
+    site_set: Mapping[str, Any] = option(
+        {}, JOBS, "any other key of the site's profile; may be repeated", metavar="KEY=VALUE", site=""
+    )
+    start_timeout: str | None = option(
+        None, JOBS, "give up when no worker came for so long", metavar="1h", site="limits.start"
     )
 
     chunk: int = option(

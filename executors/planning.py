@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from executors import addresses
 from executors.errors import FilesetError, PlanChangedError
+from executors.redact import redact
 from executors.work import plan as plans
 from executors.work.cache import Cache, Known
 from executors.work.model import Kind
 from executors.work.plan import Plan, PlannedDataset, PlannedFile
+from sites import urls as site_urls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from threading import Event
 
     from executors.fileset import Dataset, File, Fileset
     from executors.options import Settings
+    from sites.profile import SiteProfile
 
     Say = Callable[[str, str], None]
 
@@ -60,7 +64,7 @@ def asked_plan(
 ) -> Plan:
     """The plan a command asks for, before anything is counted."""
     choices: dict[str, Any] = {
-        "only": list(settings.only) or None,
+        "only": [addresses.public(word) for word in settings.only] or None,
         "limit": settings.limit,
         "max": settings.max,
         "max-per-dataset": settings.max_per_dataset,
@@ -78,6 +82,36 @@ def asked_plan(
     )
 
 
+@dataclass(frozen=True)
+class Access:
+    """How the runner and the workers get at the input files: their addresses here, and how long they wait."""
+
+    urls: Mapping[str, str] = field(default_factory=dict)  # name in the plan → address, where they differ
+    timeout: float = 60.0  # seconds for one answer of a file server
+    env: Mapping[str, str] = field(default_factory=dict)  # what the workers' XRootD client is told
+
+    def count(self, files: Sequence[PlannedFile]) -> Iterator[tuple[int, Any]]:
+        """Open files for their headers, in parallel: the index of each and its answer."""
+        from executors.coffea.count import count_many
+        from executors.coffea.xrootd import settle
+
+        asked = [(self.urls.get(file.path, file.path), file.treename) for file in files]
+        if any(site_urls.is_xrootd(url) for url, _ in asked):
+            settle(self.env)
+        return count_many(asked, workers=COUNTERS, timeout=self.timeout)
+
+
+def access(fileset: Fileset, site: SiteProfile, settings: Settings, env: Mapping[str, str]) -> Access:
+    """How a site reads these files; FilesetError or SiteError say what it cannot read, and why."""
+    named = ((f.path, f.address or f.path) for d in fileset.datasets for f in d.files)
+    given = settings.read_timeout
+    return Access(
+        site_urls.mapping(named, site, env),
+        given if given is not None else float(site.xrootd.request_timeout),
+        site_urls.xrootd_env(site.xrootd, {**env, **site.env}),
+    )
+
+
 def compare(kept: Plan, asked: Plan, where: Path) -> None:
     """Refuse a command that asks for something else than the run that lies there."""
     said = plans.differences(kept, asked)
@@ -89,7 +123,7 @@ def compare(kept: Plan, asked: Plan, where: Path) -> None:
         )
 
 
-def really_replaced(kept: Plan, asked: Plan, settings: Settings) -> list[str]:
+def really_replaced(kept: Plan, asked: Plan, how: Access) -> list[str]:
     """Local files of the plan that are other files now; those only touched or copied are not."""
     now = {f.path: (f.size, f.mtime) for d in asked.datasets for f in d.files}
     suspects = [
@@ -101,21 +135,14 @@ def really_replaced(kept: Plan, asked: Plan, settings: Settings) -> list[str]:
     ]  # fmt: skip
     if not suspects:
         return []
-    from executors.coffea.count import Count, count_many
+    from executors.coffea.count import Count
 
-    answers = count_many(
-        [(f.path, f.treename) for f in suspects], workers=COUNTERS, timeout=_timeout(settings)
-    )
     return [
         suspects[i].path
-        for i, result in answers
+        for i, result in how.count(suspects)
         if isinstance(result, Count)
         and (result.uuid, result.entries) != (suspects[i].uuid, suspects[i].entries)
     ]
-
-
-def _timeout(settings: Settings) -> int:
-    return max(1, round(settings.read_timeout))
 
 
 def uncounted(kept: Plan, paths: set[str], asked: Plan) -> Plan:
@@ -130,20 +157,30 @@ def uncounted(kept: Plan, paths: set[str], asked: Plan) -> Plan:
     return kept.with_counts(places)
 
 
-def fill_counts(plan: Plan, settings: Settings, say: Say, stop: Event) -> Plan:
+def fill_counts(plan: Plan, settings: Settings, how: Access, say: Say, stop: Event) -> Plan:
     """Count what nobody has counted; a file that cannot be counted keeps its place, and the reason."""
     wanted = [(i, j) for i, d in enumerate(plan.datasets) for j, f in enumerate(d.files) if f.entries is None]
-    filled = plan if not wanted else _fill(plan, wanted, settings, say, stop)
+    filled = plan if not wanted else _fill(plan, wanted, Counting(settings, how, say, stop))
     limited = plans.limit_chunks(filled.datasets, plan.chunk, settings.max, settings.max_per_dataset)
     return filled if limited == filled.datasets else replace(filled, datasets=limited)
 
 
-def _fill(plan: Plan, wanted: list[tuple[int, int]], settings: Settings, say: Say, stop: Event) -> Plan:
-    cache = Cache(settings.cache)
+@dataclass(frozen=True)
+class Counting:
+    """What counting needs to know beside the plan."""
+
+    settings: Settings
+    how: Access
+    say: Say
+    stop: Event
+
+
+def _fill(plan: Plan, wanted: list[tuple[int, int]], counting: Counting) -> Plan:
+    cache = Cache(counting.settings.cache)
     try:
         found = _from_cache(plan, wanted, cache)
         rest = [place for place in wanted if place not in found]
-        fresh = _counted(plan, rest, settings, say, stop)
+        fresh = _counted(plan, rest, counting)
         cache.put(
             Known(
                 f.path, _asked_tree(plan, place), f.size, f.mtime, f.entries, f.uuid or "", f.treename or ""
@@ -156,16 +193,15 @@ def _fill(plan: Plan, wanted: list[tuple[int, int]], settings: Settings, say: Sa
     return plan.with_counts({**found, **fresh})
 
 
-def unreadable(plan: Plan, settings: Settings, stop: Event) -> list[tuple[str, str]]:
+def unreadable(plan: Plan, how: Access, stop: Event) -> list[tuple[str, str]]:
     """Every file opened anew, whatever is known of it: those that cannot be, or that are other files now."""
-    from executors.coffea.count import Count, count_many
+    from executors.coffea.count import Count
 
     files = [f for d in plan.datasets for f in d.files]
     bad = []
-    answers = count_many([(f.path, f.treename) for f in files], workers=COUNTERS, timeout=_timeout(settings))
-    for i, result in answers:
+    for i, result in how.count(files):
         if not isinstance(result, Count):
-            bad.append((files[i].path, f"{result.error}: {result.message}"[:300]))
+            bad.append((files[i].path, _said(result)[:300]))
         elif files[i].uuid not in (None, result.uuid):
             bad.append((files[i].path, "it is another file than when the plan was made"))
         if stop.is_set():
@@ -194,15 +230,15 @@ def _from_cache(
 
 
 def _counted(
-    plan: Plan, places: list[tuple[int, int]], settings: Settings, say: Say, stop: Event
+    plan: Plan, places: list[tuple[int, int]], counting: Counting
 ) -> dict[tuple[int, int], PlannedFile]:
     """Count by opening headers, in parallel; what may pass is tried again with growing pauses."""
     out: dict[tuple[int, int], PlannedFile] = {}
-    for attempt in range(settings.retries + 1):
+    for attempt in range(counting.settings.retries + 1):
         if attempt:
-            stop.wait(min(2.0 ** (attempt - 1), 30.0))
-        passing = _count_once(plan, places, settings, say, stop, out=out)
-        if not passing or stop.is_set():
+            counting.stop.wait(min(2.0 ** (attempt - 1), 30.0))
+        passing = _count_once(plan, places, counting, out)
+        if not passing or counting.stop.is_set():
             break
         places = passing
     return out
@@ -211,13 +247,10 @@ def _counted(
 def _count_once(
     plan: Plan,
     places: list[tuple[int, int]],
-    settings: Settings,
-    say: Say,
-    stop: Event,
-    *,
+    counting: Counting,
     out: dict[tuple[int, int], PlannedFile],
 ) -> list[tuple[int, int]]:
-    from executors.coffea.count import Count, count_many
+    from executors.coffea.count import Count
 
     passing = []
     began = said = time.monotonic()
@@ -225,23 +258,28 @@ def _count_once(
     for i, j in places:
         file = plan.datasets[i].files[j]
         asked.setdefault((file.path, file.treename), []).append((i, j))
-    keys = list(asked)
-    answers = count_many(keys, workers=COUNTERS, timeout=_timeout(settings))
+    same = list(asked.values())
+    answers = counting.how.count([plan.datasets[i].files[j] for (i, j), *_ in same])
     for done, (number, result) in enumerate(answers, 1):
-        for i, j in asked[keys[number]]:
+        for i, j in same[number]:
             file = plan.datasets[i].files[j]
             if isinstance(result, Count):
                 out[i, j] = _filled(file, result)
                 continue
-            out[i, j] = replace(file, error=f"{result.error}: {result.message}"[:500])
+            out[i, j] = replace(file, error=_said(result)[:500])
             if result.kind is Kind.PASSING:
                 passing.append((i, j))
-        if stop.is_set():
+        if counting.stop.is_set():
             break
         if time.monotonic() - said > 5:
             said = time.monotonic()
-            say("info", f"counting: {done} of {len(asked)} files in {said - began:.0f} s")
+            counting.say("info", f"counting: {done} of {len(asked)} files in {said - began:.0f} s")
     return passing
+
+
+def _said(result: Any) -> str:
+    # It names the address that was opened, token and all, and goes into the plan.
+    return redact(f"{result.error}: {result.message}")
 
 
 def _filled(file: PlannedFile, result: Any) -> PlannedFile:

@@ -1,29 +1,31 @@
-"""Names to engines and sites: ``engine`` or ``engine/site``; a table of strings, imported at first use.
+"""Names to engines and sites; engines are a table of strings, imported at first use.
 
-Third parties add an engine by the entry point group ``coffea_scaleout.engines``. No engine's own library may
-be imported here.
+What the parts of a name mean is in ``naming``. Third parties add an engine by the entry point group
+``coffea_scaleout.engines``. No engine's own library may be imported here.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from executors import naming
 from executors.engines.base import Capabilities, Engine
-from executors.errors import EngineError, UnknownNameError, UsageError
-from sites.profile import load_site, site_names
+from executors.errors import EngineError, UsageError
+from sites import find, overrides
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from sites.profile import SiteProfile
 
 GROUP: Final = "coffea_scaleout.engines"
-LOCAL: Final = "local"
 
 # Sorted; a test says so.
 ENGINES: Final[Mapping[str, str]] = MappingProxyType(
@@ -66,15 +68,22 @@ class Description:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An executor's name looked up: the engine, the site as it is to be used, and how that came about."""
+
+    name: str  # as it could have been typed: engine/site
+    kind: str  # the engine's name
+    engine: Engine
+    site: SiteProfile
+    origins: Mapping[str, str]  # dotted key → where its value comes from
+    why: str = ""  # why this site, where it was found and not named
+    warnings: tuple[str, ...] = ()
+
+
 def names() -> list[str]:
     """Every name that can be given, sorted: ``engine``, or ``engine/site`` for engines that sites list."""
-    placed = {engine: [] for engine in engine_names()}  # type: dict[str, list[str]]
-    for site in site_names():
-        for engine in load_site(site).engines:
-            placed.setdefault(engine, []).append(site)
-    known = set(engine_names())
-    pairs = [f"{engine}/{site}" for engine, at in placed.items() if engine in known for site in at]
-    return sorted(pairs + [engine for engine, at in placed.items() if not at])
+    return naming.names(engine_names())
 
 
 def engine_names() -> list[str]:
@@ -84,45 +93,88 @@ def engine_names() -> list[str]:
 
 def describe(name: str) -> Description:
     """What a name stands for; nothing is started and missing packages are named, not imported."""
-    engine, site = split(name)
-    kind = _load(engine)
-    missing = {module: cure for module, cure in NEEDS.get(engine, {}).items() if not _installed(module)}
+    parts = naming.parts(name, engine_names())
+    kind = _load(parts.engine)
     summary = (kind.__doc__ or "").strip().partition("\n")[0]
-    profile = load_site(site)
+    profile = find.find(parts.site).profile
     at = f" on {profile.description}" if profile.description and "machine" not in summary else ""
     return Description(
         name,
         f"{summary.rstrip('.')}{at}",
-        engine,
-        site,
+        parts.engine,
+        parts.site,
         kind.capabilities,
-        MappingProxyType(missing),
-        _target(engine),
+        MappingProxyType(dict(missing_packages(parts.engine))),
+        _target(parts.engine),
     )
 
 
-def resolve(name: str) -> tuple[Engine, SiteProfile]:
+def resolve(
+    name: str, *, overrides: Mapping[str, object] | None = None, site_file: Path | None = None
+) -> tuple[Engine, SiteProfile]:
     """The engine and the site of a name, ready to be opened."""
-    engine, site = split(name)
-    for module, command in NEEDS.get(engine, {}).items():
-        if not _installed(module):
-            raise UsageError(f"the engine {engine!r} needs the package {module}: {command}", engine=engine)
-    return _load(engine)(), load_site(site)
+    placed = place(name, overrides=overrides, site_file=site_file)
+    return placed.engine, placed.site
+
+
+def place(
+    name: str,
+    *,
+    overrides: Mapping[str, object] | None = None,
+    said: Mapping[str, str] | None = None,
+    site_file: Path | None = None,
+) -> Placed:
+    """The engine and the site of a name with what the user asks of it, and where each value comes from.
+
+    ``overrides`` are dotted keys of the profile; ``said`` tells who asks for which, the command line if not.
+    """
+    parts = naming.parts(name, engine_names(), site_file)
+    for module, command in missing_packages(parts.engine).items():
+        raise UsageError(
+            f"the engine {parts.engine!r} needs the package {module}: {command}", engine=parts.engine
+        )
+    found = find.find(parts.site, site_file)
+    site, origins = _effective(parts, found.profile, overrides or {}, said)
+    shadow = find.warning(found)
+    return Placed(
+        f"{parts.engine}/{parts.site}",
+        parts.engine,
+        _load(parts.engine)(),
+        site,
+        MappingProxyType({**found.origins, **origins}),
+        parts.why,
+        (*parts.warnings, *([shadow] if shadow else [])),
+    )
+
+
+def _effective(
+    parts: naming.Name, profile: SiteProfile, asked: Mapping[str, object], said: Mapping[str, str] | None
+) -> tuple[SiteProfile, dict[str, str]]:
+    """The profile as this engine is to use it."""
+    if parts.scheduler is not None:
+        profile = overrides.at_scheduler(profile, parts.scheduler)
+    if parts.engine in naming.HERE and profile.scheduler is not None:
+        profile = overrides.here(profile)
+    profile, filled = overrides.filled(profile, os.environ)
+    site, origins = overrides.overridden(profile, asked, said)
+    if site.scheduler == "existing" and parts.engine != "dask" and parts.engine in ENGINES:
+        raise UsageError(f"a scheduler that runs already is Dask's: the engine is dask, not {parts.engine}")
+    if site.scheduler is not None:
+        overrides.require(site)
+    by_name = {"scheduler": "the executor's name"} if parts.scheduler is not None else {}
+    return site, {**by_name, **filled, **origins}
 
 
 def split(name: str) -> tuple[str, str]:
     """Engine and site of a name, both known and meant for each other."""
-    engine, slash, site = name.partition("/")
-    if engine not in engine_names():
-        raise UnknownNameError.of("executor", name, {*names(), *engine_names()})
-    if not slash:
-        return engine, LOCAL
-    if site not in site_names():
-        raise UnknownNameError.of("site", site, site_names(), f"(in the executor name {name!r})")
-    if site != LOCAL and engine not in load_site(site).engines:
-        offered = ", ".join(f"{one}/{site}" for one in load_site(site).engines) or "none"
-        raise UsageError(f"the engine {engine!r} does not run at the site {site!r}; there: {offered}")
-    return engine, site
+    parts = naming.parts(name, engine_names())
+    return parts.engine, parts.site
+
+
+def missing_packages(engine: str) -> Mapping[str, str]:
+    """What an engine needs and is not installed: module → the command that installs it."""
+    needs = NEEDS.get(engine, {})
+    return {module: command for module, command in needs.items() if not _installed(module)}
 
 
 def _others() -> dict[str, EntryPoint]:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from executors import outputs, planning, words
@@ -27,6 +28,7 @@ from executors.errors import (
 )
 from executors.finish import Finish
 from executors.inspection import inspect, read_stored, status
+from executors.redact import redact
 from executors.signals import stopping
 from executors.work import lock, notes
 from executors.work.drive import Drive, merge_here
@@ -43,9 +45,12 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
+    from executors import jobs
+    from executors.engines.base import Resources
     from executors.fileset import Fileset
     from executors.fingerprint import Fingerprint
     from executors.options import Settings
+    from executors.where import Where
     from executors.work.report import Observer
     from executors.workflow import Workflow
 
@@ -66,6 +71,8 @@ class Asked:
     fingerprint: Fingerprint
     folder: Path
     observer: Observer
+    where: Where
+    how: planning.Access
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -85,6 +92,7 @@ def execute(
 ) -> Outcome:
     """Do what the settings say; errors of use are raised before any work starts."""
     asked = _asked(settings, observer or Silent(), workflow, fileset, folder)
+    _look_ahead(asked)
     # Whoever overtakes this lock took this runner for dead: it must then write no more.
     with lock.hold(asked.folder, lost=asked.stop):
         if settings.overwrite:
@@ -96,16 +104,31 @@ def execute(
             raise SiteError(f"{asked.folder}: {error.strerror or error}") from error
 
 
+def _look_ahead(asked: Asked) -> None:
+    """Refuse what the site would refuse later, with the command that mends it."""
+    if asked.where.local or not asked.settings.check:
+        return
+    from executors.checking import before_run, one_line
+
+    for warning in before_run(asked.where, asked.folder, insecure=asked.settings.insecure):
+        asked.observer.message("warning", one_line(warning))
+
+
 def _asked(
     settings: Settings, observer: Observer, workflow: Workflow | None, fileset: Any, folder: Path | None
 ) -> Asked:
-    from executors import registry, selection
+    from executors import selection
     from executors.fileset import read_fileset
     from executors.fingerprint import fingerprint
+    from executors.where import where
     from executors.workflow import load_workflow
 
-    _, site = registry.resolve(settings.executor)
-    if settings.scaleout is not None and site.name == "local":
+    place = where(settings)
+    if place.why:
+        observer.message("info", place.why)
+    for warning in place.warnings:
+        observer.message("warning", warning)
+    if settings.scaleout is not None and place.local:
         observer.message("warning", "--scaleout is for batch sites; on this machine -j says how many workers")
     workflow = workflow or load_workflow(settings.wf, settings.wf_arg)
     read = read_fileset(settings.json if fileset is None else fileset)
@@ -120,7 +143,8 @@ def _asked(
     for note in mark.notes:
         observer.message("warning", note)
     folder = folder or settings.outputdir / outputs.run_name(workflow.name, read.name)
-    return Asked(settings, workflow, chosen, mark, folder, observer)
+    how = planning.access(chosen, place.site, settings, os.environ)
+    return Asked(settings, workflow, chosen, mark, folder, observer, place, how)
 
 
 def _columns(settings: Settings, workflow: Workflow) -> tuple[str, ...]:
@@ -154,7 +178,7 @@ def _kept_or_new(asked: Asked) -> Plan:
         _same_analysis(asked, kept)
     start = asked.plan if kept is None else _mended_files(asked, kept)
     with stopping(asked.stop):
-        plan = planning.fill_counts(start, asked.settings, asked.observer.message, asked.stop)
+        plan = planning.fill_counts(start, asked.settings, asked.how, asked.observer.message, asked.stop)
     if asked.stop.is_set():
         raise InterruptedRunError("interrupted while counting; the same command goes on from here")
     if plan != kept:
@@ -166,7 +190,7 @@ def _kept_or_new(asked: Asked) -> Plan:
 
 def _validate(asked: Asked, plan: Plan) -> None:
     """Open every file and refuse to begin if one of them is bad; nothing is edited."""
-    bad = planning.unreadable(plan, asked.settings, asked.stop)
+    bad = planning.unreadable(plan, asked.how, asked.stop)
     if asked.stop.is_set():
         raise InterruptedRunError("interrupted while checking files; the same command begins again")
     if bad:
@@ -197,7 +221,7 @@ def _same_analysis(asked: Asked, kept: Plan) -> None:
 
 def _mended_files(asked: Asked, kept: Plan) -> Plan:
     """The kept plan, to be counted anew where an input file of which nothing is counted was replaced."""
-    replaced = set(planning.really_replaced(kept, asked.plan, asked.settings))
+    replaced = set(planning.really_replaced(kept, asked.plan, asked.how))
     if not replaced:
         return kept
     counted = replaced & read_stored(asked.folder, kept).counted_paths()
@@ -221,8 +245,10 @@ def plan_only(settings: Settings, *, observer: Observer | None = None) -> Outcom
     kept = Plan.load(path) if path.exists() and not settings.overwrite else None
     if kept is not None:
         planning.compare(kept, asked.plan, asked.folder)
-    plan = planning.fill_counts(kept or asked.plan, settings, asked.observer.message, asked.stop)
-    text, data = plan_text(plan, settings, asked.folder, kept is not None)
+    plan = planning.fill_counts(kept or asked.plan, settings, asked.how, asked.observer.message, asked.stop)
+    text, data = plan_text(
+        plan, settings, asked.folder, kept=kept is not None, urls=asked.how.urls, where=asked.where.words
+    )
     unknown = sum(f.entries is None for d in plan.datasets for f in d.files)
     return Outcome(IncompleteError.exit_code if unknown else 0, text, None, data)
 
@@ -251,34 +277,31 @@ def _already_done(asked: Asked, plan: Plan) -> Outcome | None:
 
 
 def _work(asked: Asked, plan: Plan) -> Outcome:
-    from executors import registry
-    from executors.engines.base import Resources
+    from executors import jobs
 
-    settings = asked.settings
-    engine, site = registry.resolve(settings.executor)
-    inline = not engine.capabilities.isolates
+    settings, spot = asked.settings, asked.where
+    inline = spot.inline
     folder = asked.folder.resolve()
     for name in ("store", "notes", "logs", "job"):
         (folder / name).mkdir(exist_ok=True)
     notes.clear(folder / "notes")
     place = Place(
         run=folder,
-        shared=engine.capabilities.shares_store,
+        shared=spot.shared,
         chunk_timeout=settings.chunk_timeout or CHUNK_TIMEOUT,
         inline=inline,
     )
     place.store.sweep()
     for swept in (folder, folder / "job"):
         sweep(swept)
-    want = Resources(
-        workers=settings.workers,
-        log_dir=folder / "logs",
-        preload=() if inline else ("executors.coffea.analysis",),
-    )
+    analysis = _analysis(asked, plan)
+    call = jobs.prepare(analysis, place)
+    want = _wanted(asked, plan, place, call)
+    slots = 1 if inline else want.lanes
     began = time.monotonic()
     with stopping(asked.stop, place.stop, 4.0 if inline else None), contextlib.ExitStack() as stack:
         try:
-            pool = stack.enter_context(engine.open(site, want))
+            pool = stack.enter_context(spot.engine.open(spot.site, want))
         except ExecutorsError:
             raise
         except Exception as error:
@@ -286,34 +309,67 @@ def _work(asked: Asked, plan: Plan) -> Outcome:
             raise EngineError(
                 f"{settings.executor} could not be opened: {type(error).__name__}: {error}"
             ) from error
-        return _drive(
-            asked, plan, place, pool, Opened(1 if inline else settings.workers, inline, stack.close, began)
-        )
+        if inline:
+            call = jobs.local(analysis, call)
+        return _drive(asked, plan, place, Opened(pool, analysis, call, slots, inline, stack.close, began))
+
+
+def _wanted(asked: Asked, plan: Plan, place: Place, call: jobs.Call) -> Resources:
+    """What the engine is asked for."""
+    from executors import jobs, luggage
+    from executors.engines.base import Resources
+
+    spot, folder = asked.where, place.run
+    want = Resources(
+        workers=spot.workers,
+        memory=spot.worker_memory(spot.workers),
+        log_dir=folder / "logs",
+        preload=() if spot.inline else ("executors.coffea.analysis",),
+        tell=partial(_told, asked.observer),
+        insecure=asked.settings.insecure,
+        env=asked.how.env,
+    )
+    if not spot.local:
+        done = read_stored(folder, plan).ledger
+        most = spot.for_chunks(done.chunks_planned - done.chunks_done)
+        want = replace(want, jobs=most, scratch=spot.private_base(folder))
+    if not place.shared:
+        names = [part[len("module ") :] for part in asked.fingerprint.parts if part.startswith("module ")]
+        sent = (call.digest, call.path.read_bytes(), luggage.pack(names))
+        want = replace(want, initializer=jobs.receive, initargs=sent)
+    return want
+
+
+def _told(observer: Observer, level: str, text: str) -> None:
+    """Pass on what an engine says of its jobs; their present state is no message."""
+    if level != "status":
+        observer.message(level, text)
+    elif (show := getattr(observer, "status", None)) is not None:
+        show(text)
 
 
 @dataclass(frozen=True)
 class Opened:
-    """The engine as the run has it."""
+    """The engine as the run has it, and what it is given to do."""
 
+    pool: Executor
+    analysis: Any
+    call: jobs.Call
     slots: int
     inline: bool
     close: Callable[[], None]
     began: float
 
 
-def _drive(asked: Asked, plan: Plan, place: Place, pool: Executor, opened: Opened) -> Outcome:
-    from executors import jobs
-
-    analysis = _analysis(asked, plan)
-    call = jobs.prepare(analysis, place)
-    if opened.inline:
-        call = jobs.local(analysis, call)
+def _drive(asked: Asked, plan: Plan, place: Place, opened: Opened) -> Outcome:
+    analysis = opened.analysis
     _tell_odd_files(asked, plan)
     tree = Tree(plan)
-    journal = Journal(place.run / "journal.jsonl")
+    journal = Journal(place.run / "journal.jsonl", redact)
     drive = Drive(
-        tree, place, call, pool, _terms(asked.settings, opened), journal=journal, observer=asked.observer,
-        stop=asked.stop, combine_here=None if place.shared else merge_here(place, analysis),
+        tree, place, opened.call, opened.pool, _terms(asked.settings, opened), journal=journal,
+        observer=asked.observer, stop=asked.stop, urls=dict(asked.how.urls),
+        combine_here=None if place.shared else merge_here(place, analysis),
     )  # fmt: skip
     finish = Finish(drive, analysis, asked.workflow.processor, asked.settings, asked.folder)
     finish.mixed = asked.fingerprint.digest != plan.fingerprint
@@ -360,7 +416,8 @@ def _analysis(asked: Asked, plan: Plan) -> Any:
         datasets={d.name: d.metadata for d in plan.datasets},
         schema=asked.settings.schema,
         columns=_columns(asked.settings, asked.workflow),
-        timeout=asked.settings.read_timeout,
+        timeout=asked.how.timeout,
+        client=asked.how.env,
     )
 
 

@@ -50,6 +50,8 @@ class Progress:
         self._said: dict[str, int] = {}
         self._last_time = float("-inf")
         self._last_part = 0.0
+        self._jobs = ""  # the state of batch jobs
+        self._jobs_said = float("-inf")
         self._handler: logging.Handler | None = None
         self._lock = threading.RLock()
 
@@ -96,6 +98,15 @@ class Progress:
             self._last_time, self._last_part = now, part
             self._out.line(line(snapshot))
 
+    def status(self, text: str) -> None:
+        """The state of batch jobs: part of the picture; a pipe hears of it now and then, while it changes."""
+        text = redact(text)
+        changed, self._jobs = text != self._jobs, text
+        now = self._clock()
+        if self._live is None and not self._quiet and changed and now - self._jobs_said >= _QUIETEST:
+            self._jobs_said = now
+            self.message("info", f"jobs: {text}")
+
     def message(self, level: str, text: str) -> None:
         """Say one thing, once; above the picture where there is one."""
         if LEVELS.get(level, LEVELS["info"]) < self._level:
@@ -139,7 +150,10 @@ class Progress:
         if self._snapshot is None:
             return Text("starting …")
         width, height = console.size
-        return Text("\n".join(frame(self._snapshot, width, height)), no_wrap=True, overflow="crop")
+        lines = frame(self._snapshot, width, height - bool(self._jobs))
+        if self._jobs:
+            lines.insert(1, clipped(f"  jobs: {self._jobs}", width))
+        return Text("\n".join(lines), no_wrap=True, overflow="crop")
 
     def _close(self) -> None:
         live, self._live = self._live, None

@@ -34,7 +34,7 @@ from executors.work.model import Kind
 from executors.work.policy import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
     from executors.coffea.adapter_item import Step
@@ -57,6 +57,8 @@ class EngineExecutor(ExecutorBase):  # type: ignore[misc]
 
     engine: str = "futures"
     workers: int = field(default_factory=cores)
+    jobs: int = 1  # at a batch site, each with so many workers
+    site: Mapping[str, Any] = field(default_factory=dict)  # options of the command about the site: queue, …
     retries: int = 3  # of what can pass: a bug in the analysis is never run twice
     pool: Pool = None  # instead of the engine: an open concurrent.futures.Executor, or a class of one
     window: int | None = None  # items handed to the pool at once; None: enough to keep the workers busy
@@ -67,7 +69,7 @@ class EngineExecutor(ExecutorBase):  # type: ignore[misc]
     def __post_init__(self) -> None:
         """Refuse nonsense now; nothing is started before the first call."""
         _check(self)
-        key = (self.engine, self.workers, self.pool)
+        key = (self.engine, self.workers, self.pool, self.jobs, dict(self.site))
         if self.session is None or self.session.key != key:
             self.session = Session(*key)
 
@@ -87,8 +89,8 @@ class EngineExecutor(ExecutorBase):  # type: ignore[misc]
                 items=todo,
                 step=step,
                 limits=Limits(retries=self.retries, backoff=self.backoff),
-                window=self.window or 2 * self.workers + 2,
-                workers=self.workers,
+                window=self.window or 2 * self.workers * self.jobs + 2,
+                workers=self.workers * self.jobs,
                 compression=self.compression,
                 done=tree.put,
                 progressed=progressed,
@@ -123,18 +125,27 @@ class EngineExecutor(ExecutorBase):  # type: ignore[misc]
 
 
 def for_coffea(name: str, **options: Any) -> EngineExecutor:
-    """A coffea executor on the engine of that name, with the options given (see ``EngineExecutor``)."""
-    known = {f.name for f in fields(EngineExecutor)} - {"engine", "session"}
+    """A coffea executor on the engine of that name, with the options given (see ``EngineExecutor``).
+
+    What the command says about a site (``queue=``, ``memory=``, ``account=``, …) is said in the same words.
+    """
+    from executors.pools import default_workers, site_options
+
+    known = {f.name for f in fields(EngineExecutor)} - {"engine", "session", "site"}
+    about = site_options() - known
     for option in options:
-        if option not in known:
-            raise UnknownNameError.of("option of for_coffea", option, known)
-    if options.get("workers", 1) is None:
-        del options["workers"]
-    return EngineExecutor(engine=name, **options)
+        if option not in known | about:
+            raise UnknownNameError.of("option of for_coffea", option, known | about)
+    site = {key: options.pop(key) for key in list(options) if key in about}
+    if options.get("workers") is None:
+        options.pop("workers", None)
+        if options.get("pool") is None and (workers := default_workers(name, **site)) is not None:
+            options["workers"] = workers
+    return EngineExecutor(engine=name, site=site, **options)
 
 
 def _check(executor: EngineExecutor) -> None:
-    for name, least in (("workers", 1), ("retries", 0), ("window", 1)):
+    for name, least in (("workers", 1), ("jobs", 1), ("retries", 0), ("window", 1)):
         value = getattr(executor, name)
         if name == "window" and value is None:
             continue
@@ -143,9 +154,9 @@ def _check(executor: EngineExecutor) -> None:
     if not isinstance(executor.backoff, int | float) or executor.backoff < 0:
         raise UsageError(f"backoff={executor.backoff!r}: for_coffea takes seconds, 0 or more")
     if executor.pool is None:
-        from executors.registry import resolve
+        from executors.pools import default_workers
 
-        resolve(executor.engine)
+        default_workers(executor.engine, **executor.site)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from executors.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
 Pool: TypeAlias = "Executor | Callable[..., Executor] | None"
@@ -43,8 +43,15 @@ class _Opened:
 class Session:
     """One engine opened lazily; shared by an executor and all the copies made of it."""
 
-    def __init__(self, engine: str, workers: int, pool: Pool = None) -> None:
-        self.key = (engine, workers, pool)
+    def __init__(
+        self,
+        engine: str,
+        workers: int,
+        pool: Pool = None,
+        jobs: int = 1,
+        site: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.key = (engine, workers, pool, jobs, dict(site or {}))
         self._opened = _Opened()
         # Not atexit of weakref's: it runs after those of the engines, which then are half gone.
         weakref.finalize(self, self._opened.close).atexit = False
@@ -97,19 +104,21 @@ class Session:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy elsewhere opens its own: neither workers nor locks travel.
-        return (Session, (*self.key[:2], None if not self.replaceable else self.key[2]))
+        return (Session, (*self.key[:2], None if not self.replaceable else self.key[2], *self.key[3:]))
 
 
-def _open(engine: str, workers: int, pool: Pool) -> tuple[AbstractContextManager[Executor], bool]:
+def _open(
+    engine: str, workers: int, pool: Pool, jobs: int, site: Mapping[str, Any]
+) -> tuple[AbstractContextManager[Executor], bool]:
     if isinstance(pool, Executor):
         return contextlib.nullcontext(pool), False
     if pool is not None:
         return _made(pool, workers), False
-    from executors.engines.base import Resources
+    from executors.pools import open as open_pool
     from executors.registry import resolve
 
-    found, site = resolve(engine)
-    return found.open(site, Resources(workers=workers)), found.capabilities.exact_blame
+    found, _ = resolve(engine)
+    return open_pool(engine, workers=workers, jobs=jobs, **site), found.capabilities.exact_blame
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from executors.coffea import classify as told
 from executors.coffea.columns import Columns, undeclared
 from executors.coffea.events import Input, open_input, schema_named
+from executors.coffea.xrootd import PROTOCOL, forgotten_if_failing, settle
 from executors.errors import AnalysisError, UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class CoffeaAnalysis:
         uproot_options: Mapping[str, Any] | None = None,
         timeout: float = 60,
         lazy: bool = True,
+        client: Mapping[str, str] | None = None,
     ) -> None:
         if not hasattr(processor, "process") and not callable(processor):
             raise UsageError(f"{processor!r} is neither a coffea processor nor a function of events")
@@ -48,12 +50,17 @@ class CoffeaAnalysis:
         self.uproot_options = dict(uproot_options or {})
         self.timeout = self.uproot_options.pop("timeout", timeout)
         self.lazy = lazy
+        self.client = dict(
+            client or {}
+        )  # what the XRootD client is told, also by workers that others started
         self._path: str | None = None  # the input opened last, to judge an error by
 
     @contextlib.contextmanager
     def open(self, dataset: str, piece: FileSlice) -> Iterator[OpenChunks]:
         """Open one file, refusing one that is not the planned one."""
-        self._path = piece.path
+        self._path = piece.address
+        if piece.address.startswith(PROTOCOL):
+            settle(self.client)
         opened = open_input(
             piece,
             self.schema,
@@ -65,7 +72,7 @@ class CoffeaAnalysis:
             lazy=self.lazy,
         )
         with opened as source:
-            yield OpenChunks(source, self.processor)
+            yield OpenChunks(source, self.processor, piece.address)
 
     def pack(self, value: Any) -> Packed:
         """The flat form of one accumulator."""
@@ -92,8 +99,8 @@ class CoffeaAnalysis:
 class OpenChunks:
     """One open file whose entry ranges go through the processor."""
 
-    def __init__(self, source: Input, processor: Any) -> None:
-        self._source, self._processor = source, processor
+    def __init__(self, source: Input, processor: Any, address: str) -> None:
+        self._source, self._processor, self._address = source, processor, address
 
     @property
     def bytes_read(self) -> int:
@@ -102,6 +109,10 @@ class OpenChunks:
 
     def process(self, start: int, stop: int) -> Any:
         """The accumulator of entries ``start`` to ``stop``."""
+        with forgotten_if_failing(self._address):
+            return self._process(start, stop)
+
+    def _process(self, start: int, stop: int) -> Any:
         events = self._source.events(start, stop)
         if len(events) != stop - start:
             raise told.ChangedFileError(

@@ -86,7 +86,7 @@ REMOTE_TEXT: tuple[tuple[re.Pattern[str], Kind], ...] = (
     (
         re.compile(
             r"(?i)timed? ?out|expired|connect|no such file|not found|unreachable|invalid address"
-            r"|refused|reset"
+            r"|refused|reset|closed file"  # the last: a handle that broke when it was read before
         ),
         Kind.PASSING,
     ),

@@ -29,12 +29,14 @@ from executors.coffea.classify import (
     local_path,
     remote,
 )
+from executors.coffea.silent import SilentServers
+from executors.coffea.xrootd import forgotten_if_failing
 from executors.errors import UsageError
+from executors.work.model import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from executors.work.model import Kind
 
 TTREE = "TTree"
 RNTUPLE = "RNTuple"
@@ -84,9 +86,8 @@ def count(
 ) -> Count:
     """Count one file; raises what ``classify`` understands, or ``UsageError`` if the tree must be named."""
     found = identity(path)
-    with uproot.open(
-        {path: None}, timeout=seconds(timeout), object_cache=None, array_cache=None, **(options or {})
-    ) as file:
+    reader = {"timeout": seconds(timeout), "object_cache": None, "array_cache": None, **(options or {})}
+    with forgotten_if_failing(path), uproot.open({path: None}, **reader) as file:
         if found is not None:
             refuse_cut(path, file.file.fEND, found[1])
         name = treename if treename is not None else _only_tree(path, file)
@@ -113,12 +114,13 @@ def count_many(
     for index in range(len(files)):
         todo.put(index)
     stop = Event()
+    silent = SilentServers()
 
     def work() -> None:
         with contextlib.suppress(Empty):
             while not stop.is_set():
                 index = todo.get_nowait()
-                answers.put((index, _attempt(files[index], timeout, options)))
+                answers.put((index, _attempt(files[index], timeout, options, silent)))
 
     # Threads, because what takes long is waiting for storage; daemons, because storage may never answer,
     # and whoever interrupts the run need not wait for that.
@@ -135,14 +137,23 @@ def count_many(
 
 
 def _attempt(
-    file: tuple[str, str | None], timeout: float, options: Mapping[str, Any] | None
+    file: tuple[str, str | None],
+    timeout: float,
+    options: Mapping[str, Any] | None,
+    silent: SilentServers,
 ) -> Count | Uncounted | UsageError:
+    if (refusal := silent.refusal(file[0])) is not None:
+        return Uncounted(Kind.PASSING, TimeoutError.__name__, refusal)
     try:
-        return count(*file, timeout=timeout, options=options)
+        found = count(*file, timeout=timeout, options=options)
     except UsageError as error:
         return error
     except Exception as error:  # noqa: BLE001 - garbage in a file raises anything; it is told apart here, once
-        return Uncounted(classify(error, file[0]), type(error).__name__, str(error).strip())
+        bad = Uncounted(classify(error, file[0]), type(error).__name__, str(error).strip())
+        silent.heard(file[0], bad.message if bad.kind is Kind.PASSING else None)
+        return bad
+    silent.heard(file[0], None)
+    return found
 
 
 def seconds(timeout: float) -> int:

@@ -18,6 +18,7 @@ from coffea.nanoevents import BaseSchema, NanoAODSchema
 from executors.coffea.classify import ChangedFileError, InputError
 from executors.coffea.count import identity, refuse_cut, seconds, tree_key
 from executors.coffea.template import public_events, template_for
+from executors.coffea.xrootd import forgotten_if_failing
 from executors.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -160,11 +161,13 @@ def open_input(
     """
     NanoAODSchema.warn_missing_crossrefs = False  # else 17 lines on each worker for what most files lack
     about = {"dataset": dataset, "metadata": dict(metadata or {})}
-    found = identity(piece.path)
+    found = identity(piece.address)
     with contextlib.ExitStack() as stack:
-        with _still():
+        with _still(), forgotten_if_failing(piece.address):
             file = stack.enter_context(
-                uproot.open({piece.path: None}, timeout=seconds(timeout), array_cache=None, **(options or {}))
+                uproot.open(
+                    {piece.address: None}, timeout=seconds(timeout), array_cache=None, **(options or {})
+                )
             )
             if found is not None:
                 refuse_cut(piece.path, file.file.fEND, found[1])

@@ -75,6 +75,7 @@ class Drive:
         self._silent_failures = 0  # answers in a row that were no receipts
         self._put_errors = 0  # results in a row that could not be stored
         self._no_shows: dict[Node, int] = {}
+        self._taken: dict[Node, int] = {}  # how often a task's machine was taken away
         self._per_chunk = 0.0  # seconds, smoothed
         books = Books(self.store, self.coverage, self.ledger, journal, observer, terms)
         self.merging = Merging(
@@ -376,6 +377,8 @@ class Drive:
             self._done(task.node, task.id)
             return
         words = notes.collect(self.place.run / "notes", task.id) if self.place.shared else None
+        if self._taken_away(task, error):
+            words = None
         self.journal.write(
             "lost", task=task.id[:16], node=task.node, error=blame.said(error), blamed=bool(words)
         )
@@ -390,7 +393,15 @@ class Drive:
             self._failed(task, failure)
             self._requeue(task.node, [blame.chunk_node(task, failure.file, failure.chunk)])
             return
-        self._unexplained(task, assignment, error)
+        if not self._taken_away(task, error):
+            self._unexplained(task, assignment, error)
+            return
+        self._taken[task.node] = self._taken.get(task.node, 0) + 1
+        self._stack.append(task.node)
+
+    def _taken_away(self, task: Task, error: BaseException | None) -> bool:
+        """Whether the site took the machine away: nobody is to blame, unless it happens again and again."""
+        return policy.taken_away(error) and self._taken.get(task.node, 0) < policy.MOST_TAKEN
 
     def _unexplained(self, task: Task, assignment: Assignment, error: BaseException | None) -> None:
         """Nobody knows where the worker was: smaller tasks tell, and a single chunk is charged in the end."""
@@ -485,7 +496,10 @@ class Drive:
         if self._stopping() or ((self._stack or self._later) and self._has_room()):
             return
         now = time.monotonic()
+        waiting = getattr(self.pool, "waiting", None)
         for future, assignment in list(self._inflight.items()):
+            if waiting is not None and waiting(future):
+                assignment.since = now  # a queue of hours at a batch site is not the task's
             waited = now - assignment.since
             if waited < self._patience(assignment):
                 continue

@@ -11,7 +11,7 @@ import zlib
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -21,8 +21,9 @@ LONGEST = 1 << 20
 class Journal:
     """Appends lines to a file, flushed in groups. A disk that refuses is said once, never fatal."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clean: Callable[[str], str] = str) -> None:
         self.path = path
+        self._clean = clean  # what each text goes through: errors name addresses, tokens and all
         self.failed: OSError | None = None
         self._file: IO[bytes] | None = None
         self._flushed = 0.0
@@ -38,8 +39,9 @@ class Journal:
         """Append one line."""
         if self._file is None:
             return
+        said = {key: self._clean(value) if isinstance(value, str) else value for key, value in about.items()}
         body = json.dumps(
-            {"t": round(time.time(), 3), "event": event, **about}, default=str, separators=(",", ":")
+            {"t": round(time.time(), 3), "event": event, **said}, default=str, separators=(",", ":")
         )
         try:
             self._file.write(f"{zlib.crc32(body.encode()):08x} {body}\n".encode())

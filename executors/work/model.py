@@ -47,7 +47,7 @@ class FileSlice:
     """Consecutive chunks of one file, as a worker needs them: where it is and which entries."""
 
     index: int  # of the file within its split
-    path: str  # as this site reads it
+    path: str  # the name that the plan and all records give it
     treename: str
     uuid: str  # 32 hex digits; the worker refuses a file with another
     entries: int  # of the whole file; the worker refuses a file with another number
@@ -55,6 +55,12 @@ class FileSlice:
     ranges: tuple[Range, ...]  # entry ranges, one a chunk
     key: str = ""  # hash over all that identifies the file in this analysis; ids are made of it
     parts: int = 1  # each chunk is processed in so many pieces, to halve what it needs of memory
+    url: str = ""  # as this site reads it, where that differs from its name
+
+    @property
+    def address(self) -> str:
+        """What to open."""
+        return self.url or self.path
 
 
 @dataclass(frozen=True, slots=True)

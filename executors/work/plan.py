@@ -385,14 +385,14 @@ class Tree:
         )
 
     def task(self, node: Node, parts: int = 1, urls: Mapping[str, str] | None = None) -> Task:
-        """The task of a node below one split, as it travels to a worker."""
+        """The task of a node below one split, as it travels to a worker; ``urls``: what is read elsewhere."""
         split = self.splits[node.split]
         slices = tuple(
             replace(self._slice(node.split, file, lo, hi), parts=parts)
             for _, file, lo, hi in self.pieces(node)
         )
         if urls:
-            slices = tuple(replace(piece, path=urls.get(piece.path, piece.path)) for piece in slices)
+            slices = tuple(replace(piece, url=urls.get(piece.path, "")) for piece in slices)
         return Task(tree.id_within(node, slices), node, self.plan.datasets[split.dataset].name, slices)
 
     def _slice(self, split: int, file: int, lo: int, hi: int) -> FileSlice:

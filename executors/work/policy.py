@@ -82,6 +82,16 @@ def backoff(n: int, limits: Limits) -> float:
     return float(min(limits.backoff * 2.0 ** min(n - 1, 60), limits.most_backoff))
 
 
+# Deaths that a batch system owns up to: the machine was taken away, whatever ran there.
+TAKEN_AWAY = frozenset({"removed", "node", "walltime"})
+MOST_TAKEN = 10  # times a task may lose its machine so before its chunk is suspected after all
+
+
+def taken_away(error: BaseException | None) -> bool:
+    """Whether the site ended the worker for reasons of its own."""
+    return getattr(error, "why", "") in TAKEN_AWAY
+
+
 LOST_NAMES: Mapping[str, Kind] = {
     # Type names, because no engine may be imported here.
     "WorkerDied": Kind.LOST,

@@ -21,7 +21,8 @@ MAY: dict[str, set[str]] = {
     "executors.errors": set(),
     "sites": {"executors.errors"},
     "executors.work": {"executors.errors"},
-    "executors.engines": {"sites", "executors.errors"},
+    "executors.batch": {"sites", "executors.errors"},
+    "executors.engines": {"sites", "executors.batch", "executors.errors"},
     "executors.coffea": {"executors.work", "executors.errors"},
     "executors.*": {
         "executors",
@@ -29,6 +30,7 @@ MAY: dict[str, set[str]] = {
         "executors.work",
         "executors.engines",
         "executors.coffea",
+        "executors.batch",
         "sites",
     },
     "executors": {
@@ -43,9 +45,9 @@ MAY: dict[str, set[str]] = {
 # The drop-in for coffea's Runner is a door of the API that has to stand in the coffea room: only there may
 # coffea's base class be imported. It opens engines by name, through the registry.
 DOORS = {
-    ("executors.coffea.adapter", "executors.registry"),
+    ("executors.coffea.adapter", "executors.pools"),
+    ("executors.coffea.adapter_session", "executors.pools"),
     ("executors.coffea.adapter_session", "executors.registry"),
-    ("executors.coffea.adapter_session", "executors.engines.base"),
     # Only to know where the package lies, for workers that must find the same one.
     ("executors.engines.parsl_host", "executors"),
 }
@@ -59,10 +61,11 @@ HEAVY = {
     "dask_awkward",
     "fsspec_xrootd",
 }
+DASK = {f"executors.engines.dask_{part}" for part in ("host", "parts", "remote", "node", "foreign", "lodging")}
 HOSTS = {
-    "dask": {"executors.engines.dask_host"},
-    "distributed": {"executors.engines.dask_host"},
-    "parsl": {"executors.engines.parsl_host", "executors.engines.parsl_task"},
+    "dask": DASK,
+    "distributed": DASK,
+    "parsl": {f"executors.engines.parsl_{part}" for part in ("host", "exchange", "remote", "task")},
     "rich": {"executors.show"},
     "pytest": {"executors.contract", "executors.contract_tasks"},
 }
@@ -117,7 +120,7 @@ def room(module: str) -> str:
         return parts[0]
     if len(parts) == 1 or module == "executors.errors":
         return module
-    return ".".join(parts[:2]) if parts[1] in ("work", "engines", "coffea") else "executors.*"
+    return ".".join(parts[:2]) if parts[1] in ("work", "engines", "coffea", "batch") else "executors.*"
 
 
 def ours(module: str) -> bool:
@@ -160,6 +163,8 @@ def test_imports_run_one_way() -> None:
         ("executors/work/drive.py", "from executors import registry"),
         ("executors/work/drive.py", "def f():\n    from ..engines import futures"),
         ("executors/engines/pool.py", "from executors.work.model import Task"),
+        ("executors/batch/crew.py", "from executors.engines.base import WorkerDied"),
+        ("sites/profile.py", "from executors.batch.spec import JobSpec"),
         ("executors/engines/pool.py", "from executors.options import Settings"),
         ("executors/coffea/pack.py", "from executors import running"),
         ("executors/coffea/pack.py", "from executors.engines import base"),

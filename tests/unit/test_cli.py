@@ -235,9 +235,8 @@ def test_the_table_is_the_last_word(fake: types.SimpleNamespace, capsys: pytest.
         (["--year", "2022"], "given as --wf-arg year=2022"),
         (["--isSyst=all"], "given as --wf-arg isSyst=all"),
         (["--ttbar-reweights"], "given as --wf-arg ttbar_reweights=…"),
-        (["--memory", "4"], "comes with the batch sites, a later part"),
-        (["--voms", "x"], "comes with the batch sites, a later part"),
-        (["--jobName=x"], "comes with the batch sites, a later part"),
+        (["--submit", "4"], "comes with the submission of jobs, a later part"),
+        (["--jobName=x"], "comes with the submission of jobs, a later part"),
         (["--skip-structure-validation"], "--validate"),
         (["--chnk", "5"], "unknown option '--chnk': did you mean '--chunk'"),
         (["--chun", "5"], "unknown option '--chun'"),  # never an abbreviation

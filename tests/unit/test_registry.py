@@ -56,7 +56,10 @@ def test_the_table_is_sorted_and_read_only():
 
 
 def test_names():
-    assert registry.names() == ["dask/local", "futures", "iterative", "parsl/local"]
+    found = registry.names()
+    assert found == sorted(found)
+    assert {"dask/local", "futures", "iterative", "parsl/local", "dask/lxplus", "parsl/condor"} <= set(found)
+    assert {"dask", "parsl", "futures/local", "dask/ospool"} & set(found) == set()
 
 
 @pytest.mark.parametrize(
@@ -151,9 +154,11 @@ def test_a_missing_package_answers_with_the_command(monkeypatch):
     assert registry.resolve("dask")[0].name == "dask"
 
 
-def test_an_engine_needs_to_be_meant_for_the_site(monkeypatch):
-    monkeypatch.setattr(registry, "site_names", lambda: ["far", "local"])
-    real = registry.load_site
-    monkeypatch.setattr(registry, "load_site", lambda name: real("local"))
-    with pytest.raises(UsageError, match="dask/far"):
-        registry.resolve("futures/far")
+def test_an_engine_needs_to_be_meant_for_the_site():
+    with pytest.raises(UsageError, match="dask/brux"):
+        registry.resolve("futures/brux")
+
+
+def test_what_is_asked_of_a_site_is_in_the_profile():
+    engine, site = registry.resolve("dask/slurm", overrides={"job.queue": "q"})
+    assert (engine.name, site.job.queue) == ("dask", "q")

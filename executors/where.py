@@ -1,0 +1,117 @@
+"""From settings to an engine at a site: names looked up, what the user asks of the site applied to it.
+
+Nothing is started here, and no engine's own library may enter.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from executors import words
+from executors.options import options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from executors.engines.base import Engine
+    from executors.options import Settings
+    from sites.profile import SiteProfile
+
+HERE = 3  # worker processes on this machine where nobody says how many
+CARRIERS = ("condor", "existing")  # what brings files to its jobs, or has none of ours
+JOBS = 6  # batch jobs, likewise
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """An engine, the site as it is to be used, and how much of it."""
+
+    engine: Engine
+    site: SiteProfile
+    origins: Mapping[str, str]  # where each of the site's values comes from
+    workers: int  # of a job, or of this machine
+    jobs: int
+    why: str = ""  # why this site, where it was found and not named
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def local(self) -> bool:
+        """Whether the workers are processes of this machine."""
+        return self.site.scheduler is None
+
+    @property
+    def inline(self) -> bool:
+        """Whether the runner itself does the work."""
+        return not self.engine.capabilities.isolates
+
+    @property
+    def slots(self) -> int:
+        """How many tasks can run at once."""
+        return 1 if self.inline else self.workers * self.jobs
+
+    @property
+    def shared(self) -> bool:
+        """Whether workers see the run's directory."""
+        return self.engine.capabilities.shares_store and self.site.shares_store
+
+    def private_base(self, folder: Path) -> Path | None:
+        """Where the engine's private folder has to be so that jobs read their files; None: anywhere here."""
+        by_path = not self.local and self.site.scheduler not in CARRIERS
+        return folder if by_path and self.shared else None
+
+    @property
+    def words(self) -> str:
+        """How many workers, for people."""
+        each = words.number(1 if self.inline else self.workers, "worker")
+        return each if self.local else f"at most {words.number(self.jobs, 'job')} of {each}"
+
+    def worker_memory(self, workers: int) -> int | None:
+        """What one worker of this machine may use, in bytes; at a batch site the jobs see to it."""
+        memory = self.site.resources.memory
+        return memory // workers if self.local and memory is not None else None
+
+    def for_chunks(self, chunks: int) -> int:
+        """How many jobs are worth having for so much work."""
+        return max(1, min(self.jobs, -(-chunks // self.workers)))
+
+
+def where(settings: Settings) -> Where:
+    """The engine and the site that the settings name; errors of use say what to type instead."""
+    from executors import registry
+
+    if settings.voms:
+        # Typed now, so it counts more than what the shell was told earlier: for this process's reads too.
+        os.environ["X509_USER_PROXY"] = str(Path(settings.voms).expanduser().absolute())
+    placed = registry.place(
+        settings.executor, overrides=asked_of_site(settings), site_file=settings.site_file
+    )
+    site = placed.site
+    workers, jobs = settings.workers or HERE, 1
+    if site.scheduler is not None:
+        workers = site.job.workers or site.resources.cores
+        jobs = settings.scaleout or JOBS
+        jobs = min(jobs, site.limits.jobs or jobs)
+    return Where(placed.engine, site, placed.origins, workers, jobs, placed.why, placed.warnings)
+
+
+def asked_of_site(settings: Settings) -> dict[str, Any]:
+    """What the settings say about the site, by the keys of its profile."""
+    asked: dict[str, Any] = {}
+    for each in options():
+        key, value = each.about.get("site"), getattr(settings, each.name)
+        if key is None or value in (None, ()):
+            continue
+        if each.table:
+            asked |= {f"{key}.{name}".lstrip("."): inner for name, inner in value.items()}
+        else:
+            asked[key] = list(value) if isinstance(value, tuple) else value
+    if port := asked.get("ports.scheduler"):
+        asked["ports.scheduler"] = [port, port]
+    if settings.workers is not None:
+        asked["job.workers"] = settings.workers
+    if "shares_store" in asked:
+        asked["shares_store"] = asked["shares_store"] == "yes"
+    return asked
