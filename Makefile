@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-full bench lint lock clean
+.PHONY: help venv system demo test test-full bench lint lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -18,16 +18,20 @@ $(READY): requirements.lock pyproject.toml .ci/venv
 	@.ci/venv "$(PYTHON)" "$(VENV)"
 	@touch $@
 
+# Quick where all is there. Root's apt brings Slurm and XRootD; HTCondor is unpacked beside, which anybody may.
+system: $(READY)  ## what the tests of real batch systems need, where it may be installed (SYSTEM_PACKAGES=no: not)
+	@$(BIN)/python tests/real/servers/install.py
+
 demo: $(READY)  ## make a million events, run, kill, resume, merge and plot them, below demo/
 	@$(BIN)/python -m configs.demo
 
 # The tests run even where lint has something to say, so that one go tells all; the summary of pytest comes last.
-test: $(READY)  ## lint, then the tests
+test: $(READY) system  ## lint, then the tests
 	@lint=0; $(MAKE) --no-print-directory lint || lint=$$?; \
 	echo "$(BIN)/python -m pytest --ignore=tests/bench $(ARGS)"; \
 	$(BIN)/python -m pytest --ignore=tests/bench $(ARGS) && exit $$lint
 
-test-full: $(READY)  ## the tests with the full counts of the fault tests (long)
+test-full: $(READY) system  ## the tests with the full counts of the fault tests (long)
 	$(BIN)/python -m pytest --ignore=tests/bench --full $(ARGS)
 
 bench: $(READY)  ## the measurements of tests/bench, if there are any yet

@@ -1,0 +1,48 @@
+"""What a user at a site runs first: ``check``, ``check --canary`` and ``selftest``, on real batch systems."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from real.lab import ROOT
+from real.test_suite import PLACES
+
+pytestmark = [
+    pytest.mark.parametrize("lab", PLACES, indirect=True, ids=lambda place: f"{place[1]}/{place[0]}"),
+    pytest.mark.timeout(300),
+]
+
+
+def command(lab, verb, *more):
+    return [
+        sys.executable, str(ROOT / "runner.py"), verb, "--executor", lab.on, "--site-file",
+        str(lab.batch.site_file), *more,
+    ]  # fmt: skip
+
+
+def test_check_with_a_canary(lab):
+    code, out = lab.run(command(lab, "check", "--canary", "--as-json"))
+    assert code == 0, out
+    found = json.loads(out[out.index("{") :])
+    assert found["ok"]
+    names = {each["name"] for each in found["checks"] if each["ok"]}
+    assert {"scheduler", "canary"} <= names, found
+    lab.nothing_left(15)
+
+
+def test_selftest(lab):
+    code, out = lab.run(command(lab, "selftest", "-s", "2", "-q"))
+    assert code == 0, out
+    assert "ok: every event once, every bit equal" in out
+    assert "first result after" in out
+    lab.nothing_left(15)
+
+
+def test_selftest_of_what_cannot_work(lab):
+    code, out = lab.run(command(lab, "selftest", "-q", "--queue", "nosuch", "--no-check"))
+    assert code == 4, out
+    assert "nosuch" in out
+    assert "Traceback" not in out
+    lab.nothing_left(15)
