@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         UnknownNameError,
         UsageError,
     )
-    from executors.interface import digest, load, run
+    from executors.interface import as_read, digest, load, run
     from executors.pools import open  # noqa: A004 - the verb users know: executors.open(name)
     from executors.registry import describe, names
 
@@ -45,6 +45,7 @@ _ERRORS = (
     "UsageError",
 )
 _HOMES = {
+    "as_read": "executors.interface",
     "describe": "executors.registry",
     "digest": "executors.interface",
     "for_coffea": "executors.coffea.adapter",
@@ -68,6 +69,7 @@ __all__ = [
     "SiteError",
     "UnknownNameError",
     "UsageError",
+    "as_read",
     "describe",
     "digest",
     "for_coffea",

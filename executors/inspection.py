@@ -200,7 +200,14 @@ def _one_line(value: Any) -> str:
 
 
 def plan_text(
-    plan: Plan, settings: Settings, folder: Path, *, kept: bool, urls: Mapping[str, str], where: str
+    plan: Plan,
+    settings: Settings,
+    folder: Path,
+    *,
+    kept: bool,
+    urls: Mapping[str, str],
+    where: str,
+    job: Mapping[str, str],
 ) -> tuple[str, dict[str, Any]]:
     """The plan for a person and for a program; ``urls`` differ from the names, ``where`` says who works."""
     tree = Tree(plan)
@@ -220,12 +227,14 @@ def plan_text(
     if len(unknown) > 20:
         lines.append(f"  … and {len(unknown) - 20} more that cannot be opened")
     lines += _read_elsewhere(plan, urls)
+    lines += _job_lines(job)
     names = [outputs.indexed_name(plan, s.index, s.part) for s in tree.splits] if plan.fsize else []
     if names:
         lines.append(f"  {len(names)} indexed outputs, {names[0]} to {names[-1]}")
     lines.append(f"in all {ledger.events_planned} events in {ledger.chunks_planned} chunks")
     data = {
         "folder": str(folder),
+        "job": dict(job),
         "kept": kept,
         "events": ledger.events_planned,
         "chunks": ledger.chunks_planned,
@@ -239,6 +248,15 @@ def plan_text(
         "outputs": [*names, outputs.merged_name(plan)],
     }  # fmt: skip
     return "\n".join(lines), data
+
+
+def _job_lines(job: Mapping[str, str]) -> list[str]:
+    """What the batch system is told of each job, without the script that it runs."""
+    if not job:
+        return []
+    told = job.get("job.sub")
+    rows = told.splitlines() if told else [row for row in job["job.sh"].splitlines() if row.startswith("#")]
+    return ["  each job is submitted as:", *(f"    {row}" for row in rows if row and row != "#!/bin/bash")]
 
 
 def _read_elsewhere(plan: Plan, urls: Mapping[str, str]) -> Iterator[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +14,6 @@ from executors.errors import AnalysisError, ExecutorsError, IncompleteError, Int
 from executors.running import execute
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
-
     from executors.work.report import Observer, Outcome
 
 
@@ -78,6 +77,32 @@ def load(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
     if bad := outputs.outputs_intact(place, {merged: manifest["outputs"][merged]}):
         raise IncompleteError(f"{place / bad[0]} is damaged; run the same command again to write it anew")
     return load_file(place / merged, trust=trust)
+
+
+def as_read(fileset: Mapping[str, Any], on: str, **options: Any) -> dict[str, Any]:
+    """The same fileset with each file's address as the site of an executor reads it.
+
+    For coffea's own ``Runner``, which opens what it is given; ``run`` needs no such help.
+    """
+    from executors.settings import resolve
+    from executors.where import where
+    from sites.urls import Reading
+
+    reading = Reading(where(resolve(executor=on, **options).settings).site, os.environ)
+
+    def read(files: Any) -> Any:
+        if isinstance(files, str):
+            return reading.read(files)
+        if isinstance(files, Mapping):
+            return {reading.read(path): about for path, about in files.items()}
+        return [reading.read(path) for path in files]
+
+    return {
+        name: {**about, "files": read(about["files"])}
+        if isinstance(about, Mapping) and "files" in about
+        else read(about)
+        for name, about in fileset.items()
+    }
 
 
 def digest(value: Any) -> str:

@@ -28,6 +28,11 @@ def default_workers(name: str, **asked: Any) -> int | None:
     return None if spot.local else spot.workers
 
 
+def exact_blame(name: str, **asked: Any) -> bool:
+    """Whether a dead worker fails only the task that ran on it."""
+    return where(resolve(executor=name, **asked).settings).engine.capabilities.exact_blame
+
+
 @contextlib.contextmanager
 def open(  # noqa: A001 - the verb users know: executors.open(name)
     name: str,

@@ -239,6 +239,7 @@ def _mended_files(asked: Asked, kept: Plan) -> Plan:
 def plan_only(settings: Settings, *, observer: Observer | None = None) -> Outcome:
     """What a run would do: the plan in words and data. Nothing is written but the cache of counts."""
     from executors.inspection import plan_text
+    from executors.where import submitted
 
     asked = _asked(settings, observer or Silent(), None, None, None)
     path = asked.folder / "plan.json"
@@ -246,8 +247,19 @@ def plan_only(settings: Settings, *, observer: Observer | None = None) -> Outcom
     if kept is not None:
         planning.compare(kept, asked.plan, asked.folder)
     plan = planning.fill_counts(kept or asked.plan, settings, asked.how, asked.observer.message, asked.stop)
+    try:
+        job = submitted(asked.where, asked.folder.resolve())
+    except SiteError as error:  # nothing is submitted now: what is missing then is said, no more
+        job = {}
+        asked.observer.message("warning", error.message)
     text, data = plan_text(
-        plan, settings, asked.folder, kept=kept is not None, urls=asked.how.urls, where=asked.where.words
+        plan,
+        settings,
+        asked.folder,
+        kept=kept is not None,
+        urls=asked.how.urls,
+        where=asked.where.words,
+        job=job,
     )
     unknown = sum(f.entries is None for d in plan.datasets for f in d.files)
     return Outcome(IncompleteError.exit_code if unknown else 0, text, None, data)

@@ -6,6 +6,8 @@ Nothing is started here, and no engine's own library may enter.
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,3 +117,17 @@ def asked_of_site(settings: Settings) -> dict[str, Any]:
     if "shares_store" in asked:
         asked["shares_store"] = asked["shares_store"] == "yes"
     return asked
+
+
+def submitted(spot: Where, folder: Path) -> dict[str, str]:
+    """What a batch system would be given for each job, by file; a run makes names of its own."""
+    from executors.batch.render import render
+    from executors.batch.spec import spec_of
+
+    site = spot.site
+    if spot.local or site.scheduler == "existing":
+        return {}
+    words = (site.job.python or sys.executable, "parcel.pyz", "pilot.json")
+    private = (spot.private_base(folder) or Path(tempfile.gettempdir())) / "engine"
+    spec = spec_of(site, name="cs-user-12345678", command=words, folder=private, logs=folder / "logs")
+    return dict(render(str(site.scheduler), spec))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SKEW = 60.0  # seconds: more, and certificates and tickets fail at their edges
 FIRST_YEAR = 1_700_000_000.0  # before this the clock was never set
-FILES_A_LANE, FILES = 3, 512  # open files for each worker, and besides
+FILES_A_LANE, FILES = 4, 512  # open files for each worker, and besides
 HOSTED = ("dask", "parsl")  # engines that raise their own soft limit as far as the hard one lets them
 
 

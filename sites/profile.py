@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUILT_IN", "FOLDER", "Dask", "Detect", "Job", "Layer", "Limits", "Loaded", "Network", "Paths", "Ports",
-    "Proxy", "Scalar", "Schedd", "SitePorts", "SiteProfile", "SiteResources", "Urls", "XRootD", "load", "load_site",
-    "site_names",
+    "Proxy", "Scalar", "Schedd", "SitePorts", "SiteProfile", "SiteResources", "Urls", "XRootD", "load",
+    "load_site", "site_names",
 ]  # fmt: skip
 
 FOLDER = Path(__file__).parent

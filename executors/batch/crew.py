@@ -60,6 +60,7 @@ class Crew:
         self._roster = Roster()
         self._pace = Pace(limits.polls_per_minute)
         self._wanted = self._connected = 0
+        self._needed: int | None = None  # fewer than wanted, when there is not so much left to do
         self._poked = self._closing = False
         self._must_look = False  # a submission's end is unknown: its jobs may be in the queue
         self._curious = 0  # how many wait for a fate
@@ -83,6 +84,13 @@ class Crew:
             if self._thread is None and jobs > 0 and not self._closing:
                 self._start()
             self._poke()
+
+    def need(self, jobs: int) -> None:
+        """No more than so many have anything to do: no others are submitted, and none wait in the queue."""
+        with self._lock:
+            if jobs != self._needed:
+                self._needed = max(1, jobs)
+                self._poke()
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="crew", daemon=True)
@@ -176,7 +184,8 @@ class Crew:
             self._submit(min(missing, self._limits.jobs_per_submission))
         elif missing < 0:
             with self._lock:
-                surplus = self._roster.surplus(-missing)
+                too_many = self._roster.live > self._wanted
+                surplus = self._roster.surplus(-missing, waiting=not too_many)
             self._drop(surplus)
         self._consider()
         self._say_status()
@@ -192,7 +201,8 @@ class Crew:
 
     def _missing(self) -> int:
         with self._lock:
-            missing = self._wanted - self._roster.live
+            target = self._wanted if self._needed is None else min(self._wanted, self._needed)
+            missing = target - self._roster.live
             failing = self._failed_starts >= FAILED_STARTS and not self._connected
             return min(0, missing) if failing else missing
 
@@ -375,7 +385,9 @@ class Crew:
             self._last.get("failure", ""),
             silence,
         ]
-        return "; ".join(dict.fromkeys(part for part in parts if part)) + " (limits.start: how long to wait)"
+        return (
+            "; ".join(dict.fromkeys(part for part in parts if part)) + " (--start-timeout: how long to wait)"
+        )
 
     def _why(self, pending: list[Job]) -> str:
         try:

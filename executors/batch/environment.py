@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # of archive and manifest: another number, another name
 PYTHON = "python3"  # of a node or image, where nobody names another
 KEEP = 30 * 86400.0  # seconds: an archive that no run has used for so long goes
+HALF = 86400.0  # likewise: one that was begun and never finished
 PIECE = 4 << 20  # bytes that are compressed at a time
 LEVEL = 1  # of compression: the others take three times as long for a tenth less
 MOST_THREADS = 4  # of a login node that is everybody's
@@ -200,10 +201,11 @@ def _beside(archive: Path, folder: Path) -> Path:
 
 def _clear(home: Path) -> None:
     """Remove what was not used for long, and what was begun and never finished."""
-    for path in home.glob("env-*.tar.gz"), home.glob(".env-*.tar.gz.*"):
-        for old in path:
+    now = time.time()
+    for pattern, limit in (("env-*.tar.gz", KEEP), (".env-*.tar.gz.*", HALF)):
+        for old in home.glob(pattern):
             with contextlib.suppress(OSError):
-                if time.time() - old.stat().st_mtime > KEEP:
+                if now - old.stat().st_mtime > limit:
                     old.unlink()
 
 

@@ -145,9 +145,11 @@ class Roster:
         jobs = list(self.jobs.values())
         return jobs[0].state.says if jobs and all(job.hopeless >= 2 for job in jobs) else ""
 
-    def surplus(self, count: int) -> list[str]:
-        """Jobs to give up when there are ``count`` too many: those that lose least."""
+    def surplus(self, count: int, *, waiting: bool = False) -> list[str]:
+        """Jobs to give up when there are ``count`` too many: those that lose least, or only waiting ones."""
         live = [job for job in self.jobs.values() if job.state.live and not job.dropped]
+        if waiting:
+            live = [job for job in live if job.state.phase == "pending"]
         live.sort(key=lambda job: (job.state.phase == "running", job.started, -job.born))
         return [job.state.id for job in live[: max(0, count)]]
 

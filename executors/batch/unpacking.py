@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import importlib
 import json
 import os
@@ -24,6 +25,7 @@ from typing import IO, Any
 from executors.errors import SiteError
 
 MANIFEST = "environment.json"  # the first member: what the others need of a Python, and how much room
+READ = 1 << 20  # bytes at a time
 BLOCK = 4096  # bytes: what the smallest file takes on a disk
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -41,12 +43,14 @@ def settle(archive: Path, folder: Path, *, own: bool) -> str:
     """
     began = time.monotonic()
     try:
-        with tarfile.open(archive, "r:gz") as packed:
+        with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=READ) as packed:
             manifest = _manifest(packed)
             _fits(manifest, folder)
             packages = folder / "lib" / f"python{manifest['python']}" / "site-packages"
             packages.mkdir(parents=True)
             count = _unpack(packed, packages)
+            while stream.read(READ):  # only its end has the checksum of what was read
+                pass
     except (EOFError, zlib.error, tarfile.TarError, KeyError, ValueError) as error:
         raise _damaged(archive, f"{type(error).__name__}: {error}") from error
     except OSError as error:
@@ -81,7 +85,7 @@ def _fits(manifest: dict[str, Any], folder: Path) -> None:
         )
     free = shutil.disk_usage(folder).free
     if free < manifest["bytes"] + BLOCK * manifest["files"]:
-        raise _no_room(folder, manifest["bytes"], free)
+        raise _no_room(folder, f"the environment's {manifest['bytes'] / 1e6:,.0f} MB")
 
 
 def _unpack(packed: tarfile.TarFile, packages: Path) -> int:
@@ -97,7 +101,7 @@ def _unpack(packed: tarfile.TarFile, packages: Path) -> int:
             made.add(target.parent)
         handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, member.mode & 0o755)
         with content, os.fdopen(handle, "wb") as file:
-            shutil.copyfileobj(content, file, 1 << 20)
+            shutil.copyfileobj(content, file, READ)
         count += 1
     return count
 
@@ -135,15 +139,15 @@ def _failed(error: OSError, archive: Path, folder: Path) -> SiteError:
             "nodes share, or a container (--ship-env container --image PATH)"
         )
     if error.errno in FULL:
-        return _no_room(folder, None, 0)
+        return _no_room(folder, "the environment")
     if error.errno is None:  # gzip's own: what it reads is none
         return _damaged(archive, str(error))
     return SiteError(f"the environment cannot be unpacked in {folder}: {error}")
 
 
-def _no_room(folder: Path, needed: int | None, free: int) -> SiteError:
-    needs = "the environment" if needed is None else f"the environment's {needed / 1e6:,.0f} MB"
+def _no_room(folder: Path, what: str) -> SiteError:
+    free = shutil.disk_usage(folder).free / 1e6
     return SiteError(
-        f"this node has no room for {needs} in {folder} ({free / 1e6:,.0f} MB free): ask for more "
-        "(--disk 8GB), or name a larger folder (job.scratch)"
+        f"this node has no room for {what} in {folder} ({free:,.0f} MB free): ask for more (--disk 8GB), or "
+        "name a larger folder (job.scratch)"
     )

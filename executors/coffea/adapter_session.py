@@ -114,11 +114,10 @@ def _open(
         return contextlib.nullcontext(pool), False
     if pool is not None:
         return _made(pool, workers), False
+    from executors.pools import exact_blame
     from executors.pools import open as open_pool
-    from executors.registry import resolve
 
-    found, _ = resolve(engine)
-    return open_pool(engine, workers=workers, jobs=jobs, **site), found.capabilities.exact_blame
+    return open_pool(engine, workers=workers, jobs=jobs, **site), exact_blame(engine, **site)
 
 
 @contextlib.contextmanager

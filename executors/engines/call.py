@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 HEADER = struct.Struct("<cQ")
-CALL, OUTCOME, READY, FAILED, DIED, LANE, KILL, SAY = b"C", b"O", b"R", b"F", b"D", b"L", b"K", b"S"
+CALL, OUTCOME, READY, FAILED, DIED, LANE, KILL, SAY, NEED = (
+    b"C",
+    b"O",
+    b"R",
+    b"F",
+    b"D",
+    b"L",
+    b"K",
+    b"S",
+    b"N",
+)
 SMALL = 1 << 16
 LOG_LIMIT = 16 << 20  # a task that prints a gigabyte must not fill the disk with it
 TRACEBACK_LIMIT = 50_000

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import os
 import queue
 import site as site_module
 import sys
@@ -31,8 +32,9 @@ from executors.engines.base import WorkerDied
 from executors.engines.call import rebuild_outcome, run
 from executors.engines.dask_fleet import Fleet, job_of
 from executors.engines.dask_parts import CONFIG, QuietScheduler, security
-from executors.engines.host import say
+from executors.engines.host import on_need, say
 from executors.engines.tls import make_certificate
+from executors.errors import SiteError
 from sites import ports
 
 if TYPE_CHECKING:
@@ -132,7 +134,11 @@ class _Gate(distributed.SchedulerPlugin):  # type: ignore[misc]
 def build(setup: dict[str, Any]) -> Callable[[int], Slot]:
     """A scheduler, and a crew that sees to the jobs; the slots wait for workers."""
     site: SiteProfile = setup["site"]
-    folder = Path(setup["private"]) / "batch"
+    private = Path(setup["private"])
+    folder = private / f"batch-{os.getpid()}"
+    if any(private.glob("batch-*")):  # of a host before this one: its jobs connect to nothing
+        with contextlib.suppress(SiteError):
+            scheduler_of(str(site.scheduler), site.job.submit_options).cancel_named(setup["name"])
     folder.mkdir(mode=0o700)
     certificate, key = make_certificate(folder)
     guard = security(str(certificate), str(key))
@@ -146,6 +152,7 @@ def build(setup: dict[str, Any]) -> Callable[[int], Slot]:
     fleet.order, fleet.fate = cluster.scheduler.give_order, crew.fate
     fleet.on_started, fleet.on_count = _aside(crew.started), _aside(crew.seen)
     crew.on_failure = fleet.fail
+    on_need(lambda tasks: crew.need(-(-tasks // setup["workers"])))
     crew.want(setup["jobs"])
     say(
         "info", f"the scheduler is at {cluster.scheduler.address}; {setup['jobs']} jobs named {setup['name']}"

@@ -22,6 +22,7 @@ from executors.engines.call import (
     HEADER,
     KILL,
     LANE,
+    NEED,
     OUTCOME,
     READY,
     SAY,
@@ -89,6 +90,20 @@ class Host:
         with self._lock, contextlib.suppress(OSError):
             if self._child is not None:
                 self._child.sock.sendall(HEADER.pack(KILL, index))
+
+    def need(self, tasks: int) -> None:
+        """Let the host know that no more than so many tasks are left to do at once."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._child is not None:
+                self._child.sock.sendall(HEADER.pack(NEED, tasks))
+
+    def leave(self, timeout: float) -> None:
+        """Have the host end by itself, where it has to say goodbye to somebody else's machines."""
+        with self._lock:
+            child = self._child
+            self._let_go()
+        if child is not None:
+            child.death(timeout)
 
     def close(self) -> None:
         """Let go of the host's socket; the nursery ends the host."""
@@ -192,6 +207,12 @@ class HostSlot:
 
 _said = threading.Lock()
 _listener: list[socket.socket] = []
+_needs: list[Callable[[int], object]] = []
+
+
+def on_need(call: Callable[[int], object]) -> None:
+    """In the host: hear how many tasks are left, where that changes how many workers are wanted."""
+    _needs.append(call)
 
 
 def say(level: str, text: str) -> None:
@@ -215,6 +236,9 @@ def serve_host(trunk: socket.socket, build: Callable[[dict[str, Any]], Callable[
     with _said:
         send(trunk, READY)
     _serve_lanes(trunk, make)
+    leave = getattr(make, "leave", None)
+    if leave is not None:
+        leave()
     os._exit(0)  # threads of the engine may never end; the keeper ends its processes
 
 
@@ -230,6 +254,9 @@ def _serve_lanes(trunk: socket.socket, make: Callable[[int], Slot]) -> None:
         kind, index = HEADER.unpack(data)
         if kind == KILL and index in slots:
             slots[index].kill("killed")
+        elif kind == NEED:
+            for hear in _needs:
+                hear(index)
         elif kind == LANE:
             slot = slots.get(index) or slots.setdefault(index, make(index))
             lane = socket.socket(fileno=fds[0])

@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from sites.profile import SiteProfile
 
 EXISTING = "existing"  # a scheduler that runs already, and that we neither start nor end
-FILES_A_LANE = 3  # the lane, and in the host its worker twice
+FILES_A_LANE = 4  # the lane, and in the host its worker, its job and a spare
 FILES_BESIDE = 512
+GOODBYE = 10.0  # seconds
 
 
 @contextlib.contextmanager
@@ -51,7 +53,8 @@ def open_hosted(name: str, target: str, site: SiteProfile, want: Resources) -> I
         try:
             if site.scheduler is not None:
                 _start(host)
-            pool = Pool([HostSlot(host, index) for index in range(want.lanes)], nursery.close)
+            end = partial(_take_leave, host, nursery) if site.scheduler == EXISTING else nursery.close
+            pool = Pool([HostSlot(host, index) for index in range(want.lanes)], end, host.need)
         except BaseException:
             nursery.close()
             raise
@@ -62,6 +65,12 @@ def open_hosted(name: str, target: str, site: SiteProfile, want: Resources) -> I
         finally:
             pool.close()
             host.close()
+
+
+def _take_leave(host: Host, nursery: Nursery) -> None:
+    """Let the host fetch back what it has sent to machines of others; then end it."""
+    host.leave(GOODBYE)
+    nursery.close()
 
 
 def _farewell(site: SiteProfile, job: str) -> Sequence[Sequence[str]]:

@@ -239,7 +239,7 @@ class Keeper:
         """Remove from batch queues what the dead have left there: nobody else may be alive to do it."""
         if not self.farewell:
             return
-        under_way = bool(self.sweep) and any(Path(self.sweep).glob("*/submitting"))
+        under_way = bool(self.sweep) and any(Path(self.sweep).rglob("submitting"))
         for turn in (0, 1) if under_way else (0,):
             time.sleep(FAREWELL_PAUSE * turn)
             for command in self.farewell:

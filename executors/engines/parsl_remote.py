@@ -31,7 +31,7 @@ from executors.batch.schedulers import scheduler_of
 from executors.batch.spec import spec_of
 from executors.engines.base import WorkerDied
 from executors.engines.call import DIED, FAILED, OUTCOME, rebuild_outcome, unpack_death
-from executors.engines.host import say
+from executors.engines.host import on_need, say
 from executors.engines.parsl_exchange import HEARTBEAT, Exchange
 from executors.errors import EngineError, SiteError
 
@@ -67,6 +67,7 @@ def open_berths(setup: dict[str, Any], give_up: Callable[[str], object]) -> Bert
     berths = Berths(exchange, crew, lanes=setup["workers"] * setup["jobs"], give_up=give_up)
     crew.on_failure = lambda _: berths.wake()
     berths.start()
+    on_need(lambda tasks: crew.need(-(-tasks // setup["workers"])))
     crew.want(setup["jobs"])
     jobs = f"{setup['jobs']} jobs named {setup['name']}"
     say("info", f"Parsl listens at {exchange.address}:{exchange.port}; {jobs}")

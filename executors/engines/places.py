@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from executors.errors import SiteError, UsageError
+from sites.check_folders import kind_of
 from sites.scene import below, place
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 
 HIDDEN = ".coffea-scaleout"
+# Access lists, the server or the mount decide there who may read, whatever the mode says.
+MODELESS = frozenset({"afs", "cifs", "exfat", "fuse.eosxd", "fuse.sshfs", "msdos", "smb3", "vfat"})
 
 
 class Places:
@@ -33,6 +36,7 @@ class Places:
             if base is not None:
                 base.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.private = Path(tempfile.mkdtemp(prefix=f"{engine}-", dir=base)).resolve()
+            _require_private(self.private)
             self.logs = (want.log_dir or self.private).resolve()
             self.logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -46,6 +50,21 @@ class Places:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.private, ignore_errors=True)
+
+
+def _require_private(folder: Path) -> None:
+    """Refuse a folder for keys on a file system where modes say nothing, or are not what was asked for."""
+    probe = folder / "probe"
+    probe.touch(mode=0o600)
+    modes = [each.stat().st_mode & 0o077 for each in (folder, probe)]
+    probe.unlink()
+    kind = kind_of(folder)
+    if any(modes) or kind in MODELESS:
+        folder.rmdir()
+        raise SiteError(
+            f"keys cannot be kept secret in {folder.parent}: on its file system ({kind}) modes do not keep "
+            "others out. Use another --outputdir, or for batch systems that carry files, another TMPDIR"
+        )
 
 
 def _allowed_base(allowed: Sequence[str]) -> Path | None:

@@ -40,8 +40,11 @@ class Slot(Protocol):
 class Pool(Executor):
     """A ``concurrent.futures.Executor`` over slots."""
 
-    def __init__(self, slots: Sequence[Slot], close: Callable[[], None]) -> None:
+    def __init__(
+        self, slots: Sequence[Slot], close: Callable[[], None], need: Callable[[int], object] | None = None
+    ) -> None:
         self._close_engine = close
+        self._need = need
         self._queue: queue.SimpleQueue[tuple[Future[Any], bytes] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._shut = False
@@ -79,6 +82,11 @@ class Pool(Executor):
             raise self._broken
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def need(self, tasks: int) -> None:
+        """Say that no more than so many tasks are left: jobs that still wait in a queue can be given up."""
+        if self._need is not None and not self._closing:
+            self._need(tasks)
 
     def waiting(self, future: Future[Any]) -> bool:
         """Whether a future still waits for a worker to be free."""

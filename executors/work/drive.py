@@ -75,6 +75,7 @@ class Drive:
         self._silent_failures = 0  # answers in a row that were no receipts
         self._put_errors = 0  # results in a row that could not be stored
         self._no_shows: dict[Node, int] = {}
+        self._needed = terms.slots  # tasks that the pool was last told to be left, at most
         self._taken: dict[Node, int] = {}  # how often a task's machine was taken away
         self._per_chunk = 0.0  # seconds, smoothed
         books = Books(self.store, self.coverage, self.ledger, journal, observer, terms)
@@ -316,6 +317,7 @@ class Drive:
         else:
             self._put_errors = 0
         self._learn(receipt)
+        self._tell_pool()
         self.ledger.took(receipt, task)
         covered = [p.node for p in good] + [blame.chunk_node(task, f.file, f.chunk) for f in failed]
         self._requeue(task.node, covered)
@@ -377,8 +379,14 @@ class Drive:
             self._done(task.node, task.id)
             return
         words = notes.collect(self.place.run / "notes", task.id) if self.place.shared else None
-        if self._taken_away(task, error):
-            words = None
+        if policy.taken_away(error) and self._taken.get(task.node, 0) < policy.MOST_TAKEN:
+            # The site took the machine away: nobody is to blame, unless it happens again and again.
+            self._taken[task.node] = self._taken.get(task.node, 0) + 1
+            self.journal.write(
+                "lost", task=task.id[:16], node=task.node, error=blame.said(error), blamed=False
+            )
+            self._stack.append(task.node)
+            return
         self.journal.write(
             "lost", task=task.id[:16], node=task.node, error=blame.said(error), blamed=bool(words)
         )
@@ -393,15 +401,7 @@ class Drive:
             self._failed(task, failure)
             self._requeue(task.node, [blame.chunk_node(task, failure.file, failure.chunk)])
             return
-        if not self._taken_away(task, error):
-            self._unexplained(task, assignment, error)
-            return
-        self._taken[task.node] = self._taken.get(task.node, 0) + 1
-        self._stack.append(task.node)
-
-    def _taken_away(self, task: Task, error: BaseException | None) -> bool:
-        """Whether the site took the machine away: nobody is to blame, unless it happens again and again."""
-        return policy.taken_away(error) and self._taken.get(task.node, 0) < policy.MOST_TAKEN
+        self._unexplained(task, assignment, error)
 
     def _unexplained(self, task: Task, assignment: Assignment, error: BaseException | None) -> None:
         """Nobody knows where the worker was: smaller tasks tell, and a single chunk is charged in the end."""
@@ -528,6 +528,14 @@ class Drive:
 
     def _patience(self, assignment: Assignment) -> float:
         return max(self.terms.patience, 20 * self._per_chunk * max(1, assignment.chunks))
+
+    def _tell_pool(self) -> None:
+        """Towards the end, let the pool give up machines that it still waits for."""
+        need = getattr(self.pool, "need", None)
+        left = max(1, self.ledger.chunks_planned - self.ledger.chunks_done)
+        if need is not None and (left < 0.8 * self._needed or self._needed < left <= self.terms.slots):
+            self._needed = left
+            need(left)
 
     def _tell(self, *, force: bool = False) -> None:
         snapshot = self.ledger.snapshot(len(self._inflight), force=force)

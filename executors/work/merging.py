@@ -13,6 +13,7 @@ from executors.work import answers, coverage, tree
 from executors.work.blame import said
 from executors.work.merge import MergeTask
 from executors.work.model import Kind
+from executors.work.policy import MOST_TAKEN, taken_away
 from executors.work.worker import SITE_ERRORS
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class Merging:
         self.books.journal.write("merge failed", node=task.node, error=said(error), count=count)
         if error is not None and getattr(error, "exit_code", None) == 1:
             self.orders.halt(Kind.USER, answers.words(error), type(error).__name__, "")
-        elif count > self.books.terms.limits.retries:
+        elif count > (MOST_TAKEN if taken_away(error) else self.books.terms.limits.retries):
             raise EngineError(f"merging failed {count} times; the last time: {said(error)}") from error
         elif not self.orders.stopping():
             self.consider(next(iter(coverage.leaves(task.shape)))[0])

@@ -52,7 +52,9 @@ class Lab:
         self, *more: str, wf: str = "Sum", jobs: int = 2, workers: int = 1, out: str = "out", on: str = ""
     ) -> list[str]:
         """The command of a run. ``on`` an engine of this machine: without the batch system."""
-        place = ["-j", "2"] if on else ["--site-file", str(self.site_file), "-s", str(jobs), "-j", str(workers)]
+        place = (
+            ["-j", "2"] if on else ["--site-file", str(self.site_file), "-s", str(jobs), "-j", str(workers)]
+        )
         return [
             sys.executable, str(ROOT / "runner.py"), "--wf", f"{WORKFLOWS}:{wf}", "--json", "fs.json",
             "--executor", on or self.on, *place, "--chunk", "50", "--outputdir", out, "--cache", "cache", *more,
@@ -80,7 +82,9 @@ class Lab:
         except subprocess.TimeoutExpired:
             process.kill()
             out, _ = process.communicate()
-            raise AssertionError(f"still running after {timeout:.0f} s; queue: {self.batch.queue()}\n{out}") from None
+            raise AssertionError(
+                f"still running after {timeout:.0f} s; queue: {self.batch.queue()}\n{out}"
+            ) from None
         return process.returncode, out
 
     def script(self, text: str, *argv: str, timeout: float = 120) -> tuple[int, str]:
@@ -113,7 +117,9 @@ class Lab:
             return
         process.kill()
         out, _ = process.communicate()
-        raise AssertionError(f"{'ended' if ended() else 'waited in vain'}; queue: {self.batch.queue()}\n{out}")
+        raise AssertionError(
+            f"{'ended' if ended() else 'waited in vain'}; queue: {self.batch.queue()}\n{out}"
+        )
 
     def until_working(self, process: subprocess.Popen[str], tasks: int = 1, **where: str) -> None:
         """Wait until so many tasks are done."""
@@ -133,7 +139,9 @@ class Lab:
         """No process, no job: the promise of every exit."""
         began = time.monotonic()
         processes.wait_for(lambda: not self.left() and not self.batch.queue(), within, every=0.2)
-        left = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[:200] for pid in self.left()}
+        left = {
+            pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[:200] for pid in self.left()
+        }
         assert not left, f"still there after {time.monotonic() - began:.0f} s: {left}"
         assert not self.batch.queue(), self.batch.queue()
 

@@ -89,7 +89,9 @@ def sockets(pids):
     for pid in pids:
         with contextlib.suppress(psutil.Error):
             found += psutil.Process(pid).net_connections("tcp")
-    return Sockets({c.laddr.port for c in found if c.status == "LISTEN"}, {c.raddr.port for c in found if c.raddr})
+    return Sockets(
+        {c.laddr.port for c in found if c.status == "LISTEN"}, {c.raddr.port for c in found if c.raddr}
+    )
 
 
 @ENGINES
@@ -183,11 +185,23 @@ def test_lxplus_has_one_port(at_lxplus):
 # --- the LPC ----------------------------------------------------------------------------------------
 
 
+# One schedd as theirs are; of several one is chosen in test_schedd.py. The proxy is copied, not delegated: what
+# makes a new proxy of a proxy is broken in Debian's HTCondor 23.9.
+LPC_RULES = """
+DELEGATE_JOB_GSI_CREDENTIALS = False
+FERMIHTC_REMOTE_POOL = $(COLLECTOR_HOST)
+FERMIHTC_SCHEDD_TYPE = "CMSLPC"
+FERMIHTC_DRAIN_LPCSCHEDD = False
+SCHEDD_ATTRS = $(SCHEDD_ATTRS) FERMIHTC_DRAIN_LPCSCHEDD FERMIHTC_SCHEDD_TYPE
+"""
+
+
 @pytest.fixture(scope="module")
 def lpc(pool):
-    # Copied, not delegated: what makes a new proxy of a proxy is broken in Debian's HTCondor 23.9.
-    one = pool(private_tmp=True, rules="DELEGATE_JOB_GSI_CREDENTIALS = False\n")
-    env = "".join(f'{name} = "{value}"\n' for name, value in python.environment(one.folder / "python/base").items())
+    one = pool(private_tmp=True, rules=LPC_RULES)
+    env = "".join(
+        f'{name} = "{value}"\n' for name, value in python.environment(one.folder / "python/base").items()
+    )
     (one.folder / "nearlpc.toml").write_text(
         f'inherits = "lpc"\n{NEARER}\n[job]\npython = "{one.python}"\nimage = "{one.folder}/image"\n[env]\n{env}'
     )
@@ -323,7 +337,9 @@ def test_casa(at_casa, casa):
         accounted(at_casa.manifest(out), 5000)
         assert at_casa.manifest(out)["digest"] == truth
     after = casa.state()["processes"]
-    assert {worker: one[0] for worker, one in after.items()} == {worker: one[0] for worker, one in before.items()}
+    assert {worker: one[0] for worker, one in after.items()} == {
+        worker: one[0] for worker, one in before.items()
+    }
 
 
 @pytest.mark.parametrize("way", ["interrupt", "kill"])
@@ -356,7 +372,9 @@ def test_casa_worker_dies(at_casa, casa):
     assert processes.wait_for(lambda: len(casa.state()["workers"]) == 2, 30, every=1)
 
 
-@pytest.mark.parametrize(("wrong", "says"), [("certificate", "certificate"), ("address", "nothing listens"), ("plain", "tls://")])
+@pytest.mark.parametrize(
+    ("wrong", "says"), [("certificate", "certificate"), ("address", "nothing listens"), ("plain", "tls://")]
+)
 def test_casa_refuses(at_casa, casa, wrong, says):
     """Without the facility's certificate, or where nothing listens: said in seconds."""
     at_casa.data(dy=[500])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from real.servers import condor as condor_pool
@@ -22,7 +23,14 @@ def submit(batch, folder, count=1, seconds=60, options=()):
     script.write_text(f"#!/bin/sh\nexec sleep {seconds}\n")
     script.chmod(0o755)
     if batch.kind == "slurm":
-        argv = ["sbatch", "--parsable", f"--array=1-{count}", f"--output={folder}/%A_%a.out", *options, str(script)]
+        argv = [
+            "sbatch",
+            "--parsable",
+            f"--array=1-{count}",
+            f"--output={folder}/%A_%a.out",
+            *options,
+            str(script),
+        ]
     else:
         (folder / "job.sub").write_text(
             f"executable = {script}\nrequest_memory = 100MB\nrequest_disk = 1MB\nbatch_name = test\n"
@@ -50,7 +58,8 @@ def test_a_job_ends_by_itself(batch):
 
 @pytest.mark.parametrize(
     ("batch", "way"),
-    [("slurm", way) for way in slurm_cluster.Slurm.ways] + [("condor", way) for way in condor_pool.Condor.ways],
+    [("slurm", way) for way in slurm_cluster.Slurm.ways]
+    + [("condor", way) for way in condor_pool.Condor.ways],
     indirect=["batch"],
 )
 def test_a_job_is_taken_away(batch, way):
@@ -105,7 +114,13 @@ SCRIPT = """
 @BOTH
 def test_what_a_killed_session_left_is_ended(batch, tmp_path):
     """And only that: the servers of this very session live on."""
-    argv = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(session.__file__).rpartition("/real/")[0], batch.kind]
+    argv = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(SCRIPT),
+        str(session.__file__).rpartition("/real/")[0],
+        batch.kind,
+    ]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         folder = process.stdout.readline().strip()
         process.kill()
@@ -119,15 +134,40 @@ def test_what_a_killed_session_left_is_ended(batch, tmp_path):
     assert batch.queue() == []
 
 
+def inner(folder, text):
+    """The command of a pytest session of its own, with these fixtures and the summary of all tests."""
+    test = folder / "test_inner.py"
+    test.write_text(textwrap.dedent(text))
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n  real: x\n  full: x\n")
+    tests = Path(session.__file__).parents[2]
+    argv = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", f"--basetemp={folder}/inner"]
+    argv += [
+        f"--confcutdir={folder}",
+        "-p",
+        "conftest",
+        "-p",
+        "real.conftest",
+        "--rootdir",
+        str(folder),
+        str(test),
+    ]
+    return argv, {**os.environ, "PYTHONPATH": str(tests)}
+
+
 def test_an_interrupted_session_leaves_nothing(tmp_path):
     """Ctrl-C in the middle of a test: the fixtures still end what they started."""
     if why := slurm_cluster.missing() or condor_pool.missing():
         pytest.skip(why)
-    test = tmp_path / "test_inner.py"
-    test.write_text("import time\ndef test_one(slurm, condor):\n    print(slurm.folder, condor.folder, flush=True)\n    time.sleep(60)\n")
-    argv = [sys.executable, "-m", "pytest", "-s", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/inner"]
-    argv += ["-p", "real.conftest", "--rootdir", str(tmp_path), "-c", "/dev/null", str(test)]
-    env = {**os.environ, "PYTHONPATH": str(session.__file__).rpartition("/real/")[0]}
+    argv, env = inner(
+        tmp_path,
+        """
+        import time
+        def test_one(slurm, condor):
+            print()
+            print(slurm.folder, condor.folder, flush=True)
+            time.sleep(60)
+        """,
+    )
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=env) as process:
         folders = next(words for line in process.stdout if len(words := line.split()) == 2 and "csr-" in line)
         process.send_signal(signal.SIGINT)
@@ -135,3 +175,29 @@ def test_an_interrupted_session_leaves_nothing(tmp_path):
     for variable in ("SLURM_CONF", "CONDOR_CONFIG"):
         assert not processes.with_environment(variable, lambda value: value.startswith(tuple(folders)))
     assert not any(map(os.path.exists, folders))
+
+
+@pytest.mark.parametrize("ci", ["", "1"])
+def test_what_cannot_run_is_said_aloud(tmp_path, ci):
+    """And where everything has to be there, it is a failure."""
+    argv, env = inner(
+        tmp_path,
+        """
+        import pytest
+        from real.servers import slurm as cluster
+        cluster.missing = lambda: "no slurmctld; on Debian: apt-get install slurmctld"
+        pytestmark = pytest.mark.real
+        def test_one(slurm): ...
+        def test_two(slurm): ...
+        """,
+    )
+    done = subprocess.run(
+        argv, capture_output=True, text=True, cwd=tmp_path, env=env | {"CI": ci}, check=False
+    )
+    if ci:
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "no slurmctld" in done.stdout
+    else:
+        assert done.returncode == 0, done.stdout + done.stderr
+        last = [line for line in done.stdout.splitlines() if line.startswith("real: ")]
+        assert last == ["real: 2 tests skipped: no slurmctld; on Debian: apt-get install slurmctld"]

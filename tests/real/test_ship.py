@@ -101,15 +101,17 @@ def pythons():
     }
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("lab", [("condor", "dask")], indirect=True, ids=["dask"])
 @pytest.mark.parametrize("age", ["older", "newer"])
-def test_another_python(far, age):
+def test_another_python(lab, age):
     """A node's Python of another minor version: both are named, and what to do."""
     others = {minor: one for minor, one in pythons().items() if (minor < 11) == (age == "older")}
     if not others:
         pytest.skip(f"no {age} Python here")
     minor, python = min(others.items())
-    far.data(dy=[500])
-    code, out = far.run(far.command("--ship-env", "venv", "--worker-python", python), timeout=200)
+    lab.data(dy=[500])
+    code, out = lab.run(lab.command("--ship-env", "venv", "--worker-python", python), timeout=200)
     assert code == 4, out
     assert f"3.{minor}" in out, out
     assert f"3.{11 if age == 'older' else sys.version_info[1]}" in out, out
@@ -117,6 +119,7 @@ def test_another_python(far, age):
     assert "Traceback" not in out
 
 
+@pytest.mark.full
 def test_torn_on_the_way(far):
     """An archive that is not whole: said once, by its name."""
     far.data(dy=[500])
@@ -137,8 +140,9 @@ def test_torn_on_the_way(far):
 
 @pytest.mark.full
 @pytest.mark.parametrize("lab", [("slurm", "dask"), ("slurm", "parsl")], indirect=True, ids=["dask", "parsl"])
-def test_from_a_shared_folder(lab):
+def test_from_a_shared_folder(lab, monkeypatch):
     """Nodes that share the run's folder read the archive there."""
+    monkeypatch.setitem(lab.batch.env, "XDG_CACHE_HOME", str(lab.folder / "kept"))
     lab.data(dy=[2500] * 2)
     truth = lab.truth()
     python = str(bare())

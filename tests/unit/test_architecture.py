@@ -47,7 +47,6 @@ MAY: dict[str, set[str]] = {
 DOORS = {
     ("executors.coffea.adapter", "executors.pools"),
     ("executors.coffea.adapter_session", "executors.pools"),
-    ("executors.coffea.adapter_session", "executors.registry"),
     # Only to know where the package lies, for workers that must find the same one.
     ("executors.engines.parsl_host", "executors"),
 }

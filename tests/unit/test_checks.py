@@ -249,8 +249,8 @@ def test_open_files(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda what: (1024, 1024))
     found = one(check_here.open_files(few))
     assert found.ok is False
-    assert "use at most 170 workers" in found.mend
-    monkeypatch.setattr(resource, "getrlimit", lambda what: (1024, 4096))
+    assert "use at most 128 workers" in found.mend
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (1024, 8192))
     assert one(check_here.open_files(few)).ok is True
     monkeypatch.setattr(resource, "getrlimit", lambda what: (1024, resource.RLIM_INFINITY))
     assert one(check_here.open_files(few)).ok is True

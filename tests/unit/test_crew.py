@@ -455,7 +455,7 @@ def test_no_worker_for_long_ends_it_with_everything_known(gang):
     crew, told = gang(queue, Limits(polls_per_minute=6000, start=0.3))
     crew.want(2)
     until(lambda: crew.failure is not None)
-    for part in ("2 pending (Resources)", "waits for free nodes", "no node has 9 arms", "limits.start"):
+    for part in ("2 pending (Resources)", "waits for free nodes", "no node has 9 arms", "--start-timeout"):
         assert part in str(crew.failure)
     assert [text for text in texts(told, "info") if "no node has 9 arms" in text]
 
@@ -712,3 +712,24 @@ def test_a_site_error_is_what_the_engine_gets():
     assert issubclass(SubmissionError, SiteError)
     assert SubmissionError("x", transient=True).transient
     assert not SubmissionError("x").transient
+
+
+def test_towards_the_end_no_job_waits_that_nobody_needs(gang):
+    queue = Queue(lambda one: JobState(one, "running" if int(one) < 2 else "pending"))
+    crew, _ = gang(queue)
+    crew.want(6)
+    until(lambda: crew.status().startswith("2 running, 4 pending"))
+    crew.seen(2)
+    crew.need(3)
+    until(lambda: len(queue.left()) == 3)
+    assert {"0", "1"} <= set(queue.left())
+    crew.need(1)  # what runs is not taken away: only the engine knows who is busy
+    until(lambda: len(queue.left()) == 2)
+    time.sleep(0.2)
+    assert queue.left() == ["0", "1"]
+    queue.end("0", fate="node")
+    until(lambda: queue.left() == ["1"])
+    time.sleep(0.2)
+    assert queue.left() == ["1"]
+    crew.need(4)  # a damaged sum has to be made again
+    until(lambda: len(queue.left()) == 4)

@@ -174,3 +174,78 @@ def test_a_merge_holds_few_sums(tmp_path, monkeypatch):
     assert blocks.digest() == pairs.digest()
     assert flat < 1.5
     assert paired < 3.3
+
+
+class Telling(ThreadPoolExecutor):
+    """A pool at a batch site: it hears how much is left, and knows what still waits in its queue."""
+
+    def __init__(self, *args, **about):
+        super().__init__(*args, **about)
+        self.heard = []
+
+    def need(self, tasks):
+        self.heard.append(tasks)
+
+    def waiting(self, future):
+        return not future.running() and not future.done()
+
+
+def test_the_pool_hears_when_little_is_left(tmp_path):
+    plan = make_plan((200,), chunk=5)
+    with Telling(2) as pool:
+        check(drive_to_end(plan, tmp_path, pool=pool, slots=20, task_seconds=0.0), plan)
+    assert pool.heard
+    assert pool.heard == sorted(pool.heard, reverse=True)
+    assert pool.heard[0] < 20
+    assert pool.heard[-1] <= 2
+
+
+def test_waiting_in_a_queue_is_not_being_late(tmp_path):
+    """A batch system may take hours for the next machine: nothing is handed out twice for that."""
+    plan = make_plan((300,), chunk=5)
+    with Telling(1) as pool:
+        drive = drive_to_end(plan, tmp_path, FakeAnalysis(busy=0.02), pool=pool, slots=60, patience=0.1)
+    check(drive, plan)
+    assert not [line for line in (tmp_path / "journal.jsonl").read_text().splitlines() if '"late"' in line]
+
+
+class TakenAway(Exception):
+    def __init__(self, why):
+        super().__init__(why)
+        self.why = why
+
+
+@pytest.mark.parametrize("why", ["removed", "node", "walltime"])
+def test_machines_that_are_taken_away_are_nobodys_fault(tmp_path, why):
+    """Far more often than a chunk may lose a worker otherwise, and the bits stay the same."""
+    plan = make_plan((40,), chunk=5)
+    taken = {}
+
+    def wrap(call):
+        def taking(task):
+            taken[task.node] = taken.get(task.node, 0) + 1
+            if taken[task.node] <= 6 and task.node.hi >= 0:
+                raise TakenAway(why)
+            return call(task)
+
+        return taking
+
+    drive = drive_to_end(plan, tmp_path, wrap=wrap, task_seconds=0.0, slots=8)
+    check(drive, plan)
+    assert max(taken.values()) == 7
+
+
+def test_a_chunk_that_always_loses_its_machine_is_suspected_in_the_end(tmp_path):
+    plan = make_plan((10, 10), chunk=5)
+
+    def wrap(call):
+        def taking(task):
+            if task.node.hi >= 0 and task.node.first == 0 and task.node.lo == 0:
+                raise TakenAway("walltime")
+            return call(task)
+
+        return taking
+
+    drive = drive_to_end(plan, tmp_path, wrap=wrap, task_seconds=0.0)
+    assert len(drive.ledger.lost) == 1
+    assert not drive.ledger.complete

@@ -357,3 +357,24 @@ def test_what_an_analysis_says_is_written_without_tokens(tmp_path):
 @given(st.text() | URLS)
 def test_any_text_has_a_public_form(text):
     assert addresses.public(addresses.public(text)) == addresses.public(text)
+
+
+def test_a_fileset_for_coffeas_own_runner(monkeypatch):
+    import executors
+
+    monkeypatch.setenv("XCACHE_HOST", "cache.example")
+    for name in ("XRD_PLUGIN", "XRD_PLUGINCONFDIR"):
+        monkeypatch.delenv(name, raising=False)
+    fileset = {
+        "plain": ["root://x//store/a.root", "/local/b.root"],
+        "coffea": {"files": {"root://y:1094//store/c.root": "Events"}, "metadata": {"year": 2022}},
+        "list": {"files": ["root://x//store/d.root"], "treename": "T"},
+    }
+    kept = repr(fileset)
+    assert executors.as_read(fileset, on="dask/casa") == {
+        "plain": ["root://cache.example//store/a.root", "/local/b.root"],
+        "coffea": {"files": {"root://cache.example//store/c.root": "Events"}, "metadata": {"year": 2022}},
+        "list": {"files": ["root://cache.example//store/d.root"], "treename": "T"},
+    }
+    assert repr(fileset) == kept
+    assert executors.as_read(fileset, on="futures") == fileset

@@ -42,7 +42,17 @@ def _signed(parts: Path, kind: str, subject: str, by: tuple[Path, Path]) -> tupl
     key, request, certificate, extensions = (parts / f"{kind}.{end}" for end in ("key", "req", "pem", "cnf"))
     extensions.write_text(EXTENSIONS)
     _openssl(
-        "req", "-new", "-newkey", "rsa:2048", "-nodes", "-subj", subject, "-keyout", str(key), "-out", str(request)
+        "req",
+        "-new",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        subject,
+        "-keyout",
+        str(key),
+        "-out",
+        str(request),
     )
     _openssl(
         "x509", "-req", "-in", str(request), "-CA", str(by[0]), "-CAkey", str(by[1]), "-set_serial", "4711",

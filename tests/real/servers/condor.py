@@ -177,7 +177,13 @@ class Condor(Batch):
     ways: ClassVar[tuple[str, ...]] = ("condor_rm", "condor_hold", "condor_vacate_job", "node", "kill")
 
     def __init__(
-        self, folder: Path, *, private_tmp: bool = False, rules: str = RULES, cpus: int = 8, memory: int = 16_000
+        self,
+        folder: Path,
+        *,
+        private_tmp: bool = False,
+        rules: str = RULES,
+        cpus: int = 8,
+        memory: int = 16_000,
     ) -> None:
         self.folder = folder
         self.prefix = install.condor_prefix()
@@ -235,7 +241,9 @@ class Condor(Batch):
         """Start the daemons and wait for slot and queue; RuntimeError with the end of the log."""
         # Their environment is handed on to jobs: nothing of ours may be in it.
         env = {"HOME": str(self.home), "LANG": "C", "CONDOR_CONFIG": str(self.conf)}
-        env["PATH"] = f"{self.prefix}/usr/bin:{self.prefix}/usr/sbin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+        env["PATH"] = (
+            f"{self.prefix}/usr/bin:{self.prefix}/usr/sbin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+        )
         argv = [*self.run_as, str(self.prefix / "usr/sbin/condor_master"), "-f"]
         if self.private_tmp:
             names = {"base": python.base(), "site": python.packages(), "checkout": install.ROOT}
@@ -296,7 +304,12 @@ class Condor(Batch):
         if way == "kill":
             processes.end(found, signal.SIGKILL)
             return
-        starters = {above for pid in found for above in _ancestors(pid) if processes.command(above) == "condor_starter"}
+        starters = {
+            above
+            for pid in found
+            for above in _ancestors(pid)
+            if processes.command(above) == "condor_starter"
+        }
         processes.send(starters, signal.SIGKILL)
 
     def _job_of(self, pid: int) -> str:
@@ -391,7 +404,11 @@ def as_user(user: str) -> list[str]:
     plain = ["setpriv", f"--reuid={who.pw_uid}", f"--regid={who.pw_gid}", "--clear-groups"]
     for right in ("", "dac_read_search", "dac_override"):
         # The securebit lets also access() succeed, with which shells look before they start something.
-        more = [f"--inh-caps=+{right}", f"--ambient-caps=+{right}", "--securebits=+no_setuid_fixup"] if right else []
+        more = (
+            [f"--inh-caps=+{right}", f"--ambient-caps=+{right}", "--securebits=+no_setuid_fixup"]
+            if right
+            else []
+        )
         if _can([*plain, *more, install.PYTHON, "-c", _PROBE, str(install.ROOT / "runner.py"), sys.version]):
             return plain + more
     raise RuntimeError(f"the user {user} cannot read {install.ROOT}: clone to a folder that others may enter")

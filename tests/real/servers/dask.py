@@ -54,7 +54,11 @@ class Facility:
 
     def start(self) -> Facility:
         """Start both; TimeoutError if no worker comes."""
-        files = [f"--tls-ca-file={self.certificate}", f"--tls-cert={self.certificate}", f"--tls-key={self.key}"]
+        files = [
+            f"--tls-ca-file={self.certificate}",
+            f"--tls-cert={self.certificate}",
+            f"--tls-key={self.key}",
+        ]
         scheduler = ["--host", "127.0.0.1", "--protocol", "tls", "--port", str(self.port), "--no-dashboard"]
         self._spawn("scheduler", "distributed.cli.dask_scheduler", *files, *scheduler)
         worker = [
@@ -86,7 +90,13 @@ class Facility:
 
     def state(self) -> dict:
         """What scheduler and workers know, asked as any user of the facility may."""
-        argv = [sys.executable, "-c", ASK, self.address, *map(str, (self.certificate, self.certificate, self.key))]
+        argv = [
+            sys.executable,
+            "-c",
+            ASK,
+            self.address,
+            *map(str, (self.certificate, self.certificate, self.key)),
+        ]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True, cwd=self.folder)
         return dict(json.loads(done.stdout.splitlines()[-1]))
 

@@ -60,7 +60,10 @@ def main() -> int:
             step()
         except (OSError, subprocess.SubprocessError) as error:
             said = getattr(error, "stderr", "") or str(error)
-            print(f"· {step.__name__[1:]}: {said.strip().splitlines()[-1] if said.strip() else error!r}", file=sys.stderr)
+            print(
+                f"· {step.__name__[1:]}: {said.strip().splitlines()[-1] if said.strip() else error!r}",
+                file=sys.stderr,
+            )
     return 0
 
 
@@ -71,7 +74,10 @@ def _packages() -> None:
     if os.geteuid() != 0 or not _there("apt-get"):
         print(f"· for the tests of real servers: apt-get install {' '.join(wanted)}", file=sys.stderr)
         return
-    print(f"· installing {' '.join(wanted)} for the tests of real servers (SYSTEM_PACKAGES=no: do not)", flush=True)
+    print(
+        f"· installing {' '.join(wanted)} for the tests of real servers (SYSTEM_PACKAGES=no: do not)",
+        flush=True,
+    )
     # No daemon is to start by itself: the tests start their own.
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     install = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *wanted]
@@ -181,7 +187,13 @@ def _point(new: Path, prefix: Path) -> None:
             if b"ld-linux" not in program.read_bytes()[:4096]:  # a script, or a library that can be run
                 continue
             # The old kind of path (rpath) also serves the libraries' own libraries.
-            words = ["--set-interpreter", f"{prefix}/usr/lib/{arch}/{loader}", "--force-rpath", "--set-rpath", libraries]
+            words = [
+                "--set-interpreter",
+                f"{prefix}/usr/lib/{arch}/{loader}",
+                "--force-rpath",
+                "--set-rpath",
+                libraries,
+            ]
             _quiet([*start, tool, *words, str(program)])
 
 

@@ -72,7 +72,9 @@ CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory={memory} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=01:00:00 DefMemPerCPU=500 State=UP
 PartitionName=short Nodes=ALL MaxTime=00:01:00 DefaultTime=00:01:00 DefMemPerCPU=500 State=UP
 """
-CGROUP_CONF = "CgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\nConstrainRAMSpace=yes\nConstrainSwapSpace=no\n"
+CGROUP_CONF = (
+    "CgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\nConstrainRAMSpace=yes\nConstrainSwapSpace=no\n"
+)
 ENFORCE = {
     "cgroup": "TaskPlugin=task/cgroup",
     "pgid": "TaskPlugin=task/none\nJobAcctGatherParams=OverMemoryKill",
@@ -241,7 +243,11 @@ class Slurm(Batch):
         if processes.wait_for(lambda: dead() or ready(), 40) and not dead():
             return
         logs = sorted((self.folder / "log").iterdir())
-        tails = [f"{log.name}: {line}" for log in logs for line in log.read_text(errors="replace").splitlines()[-4:]]
+        tails = [
+            f"{log.name}: {line}"
+            for log in logs
+            for line in log.read_text(errors="replace").splitlines()[-4:]
+        ]
         self.stop()
         raise RuntimeError("Slurm did not come up:\n" + "\n".join(tails))
 
@@ -249,7 +255,9 @@ class Slurm(Batch):
         """Every job that is not over, arrays task by task."""
         said = self.command("squeue", "-h", "-r", "-o", "%i|%j|%T|%N|%r")
         rows = [line.split("|", 4) for line in said.splitlines() if line]
-        jobs = [Job(i, name, STATES.get(state, "ending"), reason, node) for i, name, state, node, reason in rows]
+        jobs = [
+            Job(i, name, STATES.get(state, "ending"), reason, node) for i, name, state, node, reason in rows
+        ]
         return [self._held(job) for job in jobs]
 
     @staticmethod
@@ -272,7 +280,11 @@ class Slurm(Batch):
             self.command("scontrol", "requeuehold", job.id, check=False)
         elif way == "kill":
             number, _, task = job.id.partition("_")
-            own = {"SLURM_JOB_ID": number} if not task else {"SLURM_ARRAY_JOB_ID": number, "SLURM_ARRAY_TASK_ID": task}
+            own = (
+                {"SLURM_JOB_ID": number}
+                if not task
+                else {"SLURM_ARRAY_JOB_ID": number, "SLURM_ARRAY_TASK_ID": task}
+            )
             found = [pid for pid in self.job_processes() if own.items() <= processes.environment(pid).items()]
             processes.end(processes.family(found), signal.SIGKILL)
         else:
