@@ -201,12 +201,18 @@ class Paths:
 
 @dataclass(frozen=True, slots=True)
 class Dask:
-    """A Dask scheduler that the site runs already."""
+    """A Dask scheduler that the site runs already, or the cluster class that is to start one."""
 
     address: str | None = _key(text, None, "its address: `tls://localhost:8786`")
     tls_ca: str | None = _key(text, None, "file with its authority's certificate")
     tls_cert: str | None = _key(text, None, "file with the client's certificate")
     tls_key: str | None = _key(text, None, "file with the client's key")
+    cluster: str | None = _key(
+        text,
+        None,
+        "a cluster class that submits the jobs instead of this program: `dask_jobqueue:SLURMCluster`",
+    )
+    cluster_options: Mapping[str, Scalar] = _table(scalars, "more keywords for that class")
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,10 +44,10 @@ def condor_submit():
 
 
 def directives(scheduler, text):
-    """The words of each directive, as far as the batch system reads: to the first line that is no comment."""
+    """The words of each directive, as far as the batch system reads: Grid Engine to the script's end, others to a command."""
     found = []
     for line in text.split("\n"):
-        if not line.startswith("#") and line:
+        if not line.startswith("#") and line and scheduler != "sge":
             break
         if line.startswith(PREFIXES[scheduler]):
             found.append(shlex.split(line.removeprefix(PREFIXES[scheduler])))

@@ -47,8 +47,13 @@ def slurm(spec: JobSpec) -> list[str]:
 
 
 def sge(spec: JobSpec) -> list[str]:
-    """``#$`` lines."""
+    """``#$`` lines, which qsub looks for in all of the script."""
     logs = allowed.path("the log folder", spec.logs, without=":")
+    for key, given in spec.directives.items():
+        if isinstance(given, str) and "#" in given:
+            raise allowed.refused(
+                allowed.directive(key), given, "qsub forgets what follows a #, quoted or not"
+            )
     lines = [
         f"-N {allowed.job_name('name', spec.name)}",
         "-S /bin/bash",
@@ -223,7 +228,8 @@ def _line(field: str, key: object, given: Scalar, other: str) -> str:
         return other.format(match[2], "").rstrip(" =")
     text = _value(field, given)
     if match[3] is not None:
-        return f"-{match[2]} {match[3]}={text}"
+        sign = " " if match[2] == "pe" else "="
+        return f"-{match[2]} {match[3]}{sign}{text}"
     return other.format(match[2], text)
 
 

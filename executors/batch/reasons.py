@@ -201,6 +201,29 @@ def exit_words(code: int | None) -> Meaning:
     return EXITS.get(code, otherwise if code else Meaning("it ended by itself"))
 
 
+# Grid Engine: "failed" of its accounts, see sge_status(5); with 100 it ran, and the exit code says more.
+SGE_OVER_LIMIT, SGE_RAN = 37, 100
+_SGE_CLOCK = re.compile(r"\bh_rt=(\d+)")
+_SGE_MEMORY = re.compile(r"\b[hs]_(vmem|rss|data)=")
+
+
+def sge_end(failed: int, said: str, code: int | None, category: str, seconds: int | None) -> Meaning:
+    """What a job of Grid Engine ended of; ``category``: what it had asked for."""
+    if failed == SGE_OVER_LIMIT:  # of time or memory: it does not say which
+        clock = _SGE_CLOCK.search(category)
+        early = clock is not None and seconds is not None and seconds < int(clock[1])
+        if _SGE_MEMORY.search(category) and (clock is None or early):
+            return Meaning("it used more memory than requested", MEMORY, "memory")
+        words = "it was ended over a limit of time or memory"
+        return Meaning(words, "--walltime, --memory", "walltime")
+    if failed == SGE_RAN and code == -9:
+        # A kernel short of memory kills a worker, and its pilot tells; whole jobs are killed by qdel.
+        return Meaning("it was killed (SIGKILL), as qdel does", "", "removed")
+    if failed and not code:
+        return Meaning(f"it failed: {said}", "", "node")
+    return exit_words(code)
+
+
 # What the batch system itself writes into a job's log; the first that fits counts.
 _LOG_FATES: tuple[tuple[re.Pattern[str], Meaning], ...] = (
     (
@@ -241,6 +264,11 @@ _REFUSALS: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
     (re.compile(r"time limit|walltime|run ?time|h_rt", re.IGNORECASE), "--walltime"),
     (re.compile(r"account|project", re.IGNORECASE), "--account"),
+    (
+        re.compile(r"parallel environment", re.IGNORECASE),
+        "--directive 'pe=NAME CORES'; qconf -spl lists them",
+    ),
+    (re.compile(r"unknown resource", re.IGNORECASE), "--directive; qconf -sc lists them"),
     (re.compile(r"memory|node configuration is not available", re.IGNORECASE), "--memory, --cores"),
     (re.compile(r"processors|cpus?\b|cores", re.IGNORECASE), "--cores"),
     (

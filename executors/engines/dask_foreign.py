@@ -78,9 +78,10 @@ class ByValue:
 class Foreign:
     """The client, and what all slots share; calling it makes one more slot."""
 
-    def __init__(self, setup: dict[str, Any]) -> None:
+    def __init__(self, setup: dict[str, Any], address: str = "", guard: Any = None) -> None:
+        """``address``: of a scheduler that is not the site's own; ``guard``: how it is spoken with."""
         site: SiteProfile = setup["site"]
-        self.address = _address(site, insecure=setup["insecure"])
+        self.address = address or _address(site, insecure=setup["insecure"])
         self.token: str = setup["name"]
         self.kit = _kit(setup)
         self.lodge = ByValue(dask_lodging.call)
@@ -96,7 +97,7 @@ class Foreign:
                 "temporary-directory": setup["private"],
             }
         )
-        self.client = _connected(self.address, _security(site, self.address))
+        self.client = _connected(self.address, guard or _security(site, self.address))
         threading.Thread(target=self._watch, name="workers", daemon=True).start()
 
     def __call__(self, index: int) -> Slot:  # noqa: ARG002 - all are alike
@@ -114,13 +115,17 @@ class Foreign:
                     self._prove()
                     self._fits = True
                 elif time.monotonic() - began > self._patience:
-                    raise self.fail(
-                        f"the scheduler at {self.address} had no worker for {self._patience:.0f} s: "
-                        "see its dashboard, or ask who runs it"
-                    )
+                    raise self.fail(self.silence())
                 else:
                     time.sleep(1.0)
         self.raise_failure()
+
+    def silence(self) -> str:
+        """What is said when no worker came."""
+        return (
+            f"the scheduler at {self.address} had no worker for {self._patience:.0f} s: "
+            "see its dashboard, or ask who runs it"
+        )
 
     def raise_failure(self) -> None:
         """Raise what makes it senseless to go on, if anything does."""
@@ -169,10 +174,14 @@ class Foreign:
                 time.sleep(LOOK)
                 continue
             if threads != before:
-                say("status", f"{threads} workers at {self.address}")
+                self.counted(threads)
                 before = threads
             time.sleep(LOOK)
         self.fail(f"the scheduler at {self.address} is gone")
+
+    def counted(self, threads: int) -> None:
+        """So many calls can be made at once from now on."""
+        say("status", f"{threads} workers at {self.address}")
 
     def refused(self, text: str) -> None:
         """A worker cannot make our calls; when that is the rule, none ever will."""
@@ -242,6 +251,8 @@ class ForeignSlot:
             )
             future.add_done_callback(lambda _: awake.set())
             while not awake.wait(LOOK):
+                if self._cluster.failure is not None:
+                    return "lost", str(self._cluster.failure)
                 if future.status == "lost" or client.status != "running":
                     return "lost", f"the scheduler at {self._cluster.address} is gone"
             answer: tuple[str, Any] = future.result(timeout=RESULT_WAIT)

@@ -41,13 +41,17 @@ def serve(trunk: socket.socket) -> None:
 
 def _build(setup: dict[str, Any]) -> Callable[[int], Slot]:
     """The way to workers that the site has: on this machine, of another's cluster, or in batch jobs."""
-    scheduler = setup["site"].scheduler
-    if scheduler is None:
+    site = setup["site"]
+    if site.scheduler is None:
         return _build_here(setup)
-    if scheduler == "existing":
+    if site.scheduler == "existing":
         from executors.engines import dask_foreign
 
         return dask_foreign.build(setup)
+    if site.dask.cluster is not None:
+        from executors.engines import dask_cluster
+
+        return dask_cluster.build(setup)
     from executors.engines import dask_remote
 
     return dask_remote.build(setup)

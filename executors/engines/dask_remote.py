@@ -187,12 +187,13 @@ def open_scheduler(site: SiteProfile, guard: Any, fleet: Fleet) -> Any:
                 silence_logs=False,
             )
         except (OSError, RuntimeError) as error:
-            if not _in_use(error) or len(taken) >= TRIES:
+            if not in_use(error) or len(taken) >= TRIES:
                 raise
             taken.add(port)
 
 
-def _in_use(error: BaseException | None) -> bool:
+def in_use(error: BaseException | None) -> bool:
+    """Whether an error comes from a port that somebody else has."""
     while error is not None:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             return True
@@ -239,7 +240,7 @@ def load(setup: dict[str, Any], folder: Path, address: str) -> tuple[Path, ...]:
         "ports": f"{site.ports.worker[0]}:{site.ports.worker[1]}" if site.ports.worker else None,
         "scratch": site.job.scratch,
         "preload": list(setup["preload"]),
-        "path": _own_path(setup["path"]) if shared else [],
+        "path": own_path(setup["path"]) if shared else [],
         "logs": setup["logs"] if shared else "",
         "cwd": str(Path.cwd()) if shared else "",
         "carried": travels,
@@ -255,7 +256,7 @@ def load(setup: dict[str, Any], folder: Path, address: str) -> tuple[Path, ...]:
     return parcel.build(folder), settings, outfit, *keys, *([shipped] if shipped else ())
 
 
-def _own_path(path: list[str]) -> list[str]:
+def own_path(path: list[str]) -> list[str]:
     """Where the runner looks for the user's modules: all that its interpreter does not bring along itself."""
     installed = {sysconfig.get_path(one) for one in ("stdlib", "platstdlib", "purelib", "platlib")}
     installed |= {*site_module.getsitepackages(), site_module.getusersitepackages()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
 import platform
 import queue
 import shutil
@@ -31,6 +32,7 @@ def main(settings: dict[str, Any]) -> int:
     sock = socket.socket(fileno=settings["fd"])
     sock.set_inheritable(False)
     files, local = Path(settings["files"]), Path(settings["local"])
+    _settle_in(settings)
     outfit = (files / settings["outfit"]).read_bytes()
     shutil.rmtree(files, ignore_errors=True)  # made for this process alone
     if complaint := misfit(settings["needs"]):
@@ -51,6 +53,15 @@ def main(settings: dict[str, Any]) -> int:
     finally:
         nursery.close()
     return 0
+
+
+def _settle_in(settings: dict[str, Any]) -> None:
+    """The runner's folder and its own modules, where they are said because this machine sees them."""
+    if settings.get("cwd"):
+        with contextlib.suppress(OSError):
+            os.chdir(settings["cwd"])
+    new = [one for one in settings.get("path", ()) if one not in sys.path and Path(one).exists()]
+    sys.path[1:1] = new  # after this parcel, before what the interpreter has installed
 
 
 def misfit(needs: dict[str, str]) -> str:

@@ -53,7 +53,8 @@ def open_hosted(name: str, target: str, site: SiteProfile, want: Resources) -> I
         try:
             if site.scheduler is not None:
                 _start(host)
-            end = partial(_take_leave, host, nursery) if site.scheduler == EXISTING else nursery.close
+            theirs = site.scheduler == EXISTING or (batch and site.dask.cluster is not None)
+            end = partial(_take_leave, host, nursery) if theirs else nursery.close
             pool = Pool([HostSlot(host, index) for index in range(want.lanes)], end, host.need)
         except BaseException:
             nursery.close()

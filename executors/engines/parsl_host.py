@@ -84,6 +84,8 @@ def _build(setup: dict[str, Any]) -> Callable[[int], Slot]:
         initialize_logging=False,
     )
     pool = ParslPoolExecutor(config)
+    for key in (private / "run").rglob("*.key*"):
+        key.chmod(0o600)  # Parsl trusts the folder alone
     threading.Thread(target=_watch_interchange, args=(executor,), name="interchange", daemon=True).start()
     common = {"path": setup["path"], "logs": setup["logs"], "outfit": str(outfit), "pythonpath": before}
     return lambda index: ParslSlot(pool, private / f"note-{index}", common)

@@ -17,6 +17,7 @@ from real.lab import Lab
 from real.servers import condor as condor_pool
 from real.servers import dask as dask_facility
 from real.servers import session
+from real.servers import sge as grid_engine
 from real.servers import slurm as slurm_cluster
 
 HERE = Path(__file__).parent
@@ -38,7 +39,7 @@ def absent(why):
 @pytest.fixture(scope="session")
 def clean():
     """What killed sessions have left is ended first."""
-    session.sweep(slurm_cluster.end, condor_pool.end, dask_facility.end)
+    session.sweep(slurm_cluster.end, condor_pool.end, dask_facility.end, grid_engine.end)
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +66,19 @@ def condor(clean):
             yield pool.start()
         finally:
             pool.stop()
+
+
+@pytest.fixture(scope="session")
+def sge(clean):
+    """A Grid Engine in a network of its own; not every Debian has it, so that it may be absent everywhere."""
+    if why := grid_engine.missing():
+        pytest.skip(why)
+    with session.folder() as folder:
+        cell = grid_engine.Sge(folder)
+        try:
+            yield cell.start()
+        finally:
+            cell.stop()
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,10 @@ HEAVY = {
     "dask_awkward",
     "fsspec_xrootd",
 }
-DASK = {f"executors.engines.dask_{part}" for part in ("host", "parts", "remote", "node", "foreign", "lodging")}
+DASK = {
+    f"executors.engines.dask_{part}"
+    for part in ("host", "parts", "remote", "node", "foreign", "lodging", "cluster")
+}
 HOSTS = {
     "dask": DASK,
     "distributed": DASK,

@@ -53,8 +53,8 @@ def test_modules_and_their_data_arrive(project, tmp_path):
     data = luggage.pack(["luggage_trip", "luggage_trip.sums", "luggage_trip.deep", "json", "numpy"])
     said = elsewhere(
         data, tmp_path,
-        "import luggage_trip.sums as s; print(s.FIVE, s.TEXT); print(Path(s.__file__).is_relative_to(%r))"
-        % str(project.parent),
+        "import luggage_trip.sums as s; print(s.FIVE, s.TEXT);"
+        f"print(Path(s.__file__).is_relative_to({str(project.parent)!r}))",
     )  # fmt: skip
     assert said.splitlines() == ['5 {"a": 1}', "False"]
 

@@ -206,6 +206,9 @@ def test_directives_of_the_others():
     assert not [
         line for line in head("sge", directives={"-l h_vmem": "4G"}, memory=2**30) if "mem_free" in line
     ]
+    assert head("sge", directives={"-pe mpi": 8}, cores=8)[-1] == "-pe mpi 8"
+    with pytest.raises(UsageError, match="what follows a #"):
+        head("sge", directives={"-ac": "comment=a #b"})
     assert head("pbs", directives={"-l select": "1:ncpus=2:model=x"})[-1] == "-l select=1:ncpus=2:model=x"
     assert len([line for line in head("pbs", directives={"-l select": "2"}) if "select" in line]) == 1
     assert (

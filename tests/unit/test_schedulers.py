@@ -236,6 +236,7 @@ REFUSALS = [
     ("condor", "condor_submit", "ERROR: Number of submitted jobs would exceed MAX_JOBS_PER_OWNER\n", True, ""),
     ("condor", "condor_submit", "ERROR: Failed to create new cluster\nSCHEDD:13:Cannot allocate a cluster id\n", False, "plain user"),
     ("sge", "qsub", 'Unable to run job: Job was rejected because job requests unknown queue "nope".\nExiting.\n', False, "--queue"),
+    ("sge", "qsub", 'Unable to run job: job rejected: the requested parallel environment "smp" does not exist\nExiting.\n', False, "pe=NAME"),
     ("sge", "qsub", "Unable to run job: job rejected: only 5 jobs are allowed per user (current job count: 5).\nExiting.\n", True, ""),
     ("pbs", "qsub", "qsub: Unknown queue\n", False, "--queue"),
     ("pbs", "qsub", "Connection refused\nqsub: cannot connect to server pbs (errno=111)\n", True, ""),
@@ -577,6 +578,10 @@ QSTAT_XML = """<?xml version='1.0'?>
 <job_list state="pending"><JB_job_number>3</JB_job_number><JB_name>cs-me-1</JB_name><state>hqw</state></job_list>
 <job_list state="pending"><JB_job_number>4</JB_job_number><JB_name>cs-me-1</JB_name><state>Eqw</state></job_list>
 <job_list state="running"><JB_job_number>5</JB_job_number><JB_name>cs-me-1</JB_name><state>dr</state></job_list>
+<job_list state="running"><JB_job_number>20</JB_job_number><JB_name>cs-me-1</JB_name><state>hr</state></job_list>
+<job_list state="running"><JB_job_number>21</JB_job_number><JB_name>cs-me-1</JB_name><state>dhr</state></job_list>
+<job_list state="pending"><JB_job_number>22</JB_job_number><JB_name>cs-me-1</JB_name><state>Rq</state></job_list>
+<job_list state="running"><JB_job_number>23</JB_job_number><JB_name>cs-me-1</JB_name><state>t</state></job_list>
 </job_info></job_info>
 """
 QACCT = """\
@@ -598,6 +603,26 @@ exit_status  137
 jobnumber    10
 failed       0
 exit_status  0
+==============================================================
+jobnumber    12
+failed       37  : qmaster enforced h_rt, h_cpu, or h_vmem limit
+exit_status  137                  (Killed)
+ru_wallclock 20s
+category     -l h_rt=7200,h_vmem=300M
+==============================================================
+jobnumber    13
+failed       37  : qmaster enforced h_rt, h_cpu, or h_vmem limit
+exit_status  137                  (Killed)
+ru_wallclock 61s
+category     -l h_rt=60,h_vmem=300M
+==============================================================
+jobnumber    14
+failed       100 : assumedly after job
+exit_status  139                  (Segmentation fault)
+==============================================================
+jobnumber    15
+failed       19  : before writing exit_status
+exit_status  0
 """
 
 
@@ -608,14 +633,61 @@ def test_sge_states(commands):
         out=QSTAT_XML,
     )
     commands.put("qacct", out=QACCT)
-    states = scheduler_of("sge").query("cs-me-1", ["1", "6", "7", "8", "10", "11"])
+    ids = ["1", "6", "7", "8", "10", "11", "12", "13", "14", "15"]
+    states = scheduler_of("sge").query("cs-me-1", ids)
     assert brief(states) == {
         "1": ("running", "", None), "2": ("pending", "", None), "3": ("held", "removed", None),
         "4": ("held", "", None), "5": ("ending", "removed", None), "6": ("failed", "exit", 3),
-        "7": ("failed", "exit", -9), "8": ("failed", "walltime", -9), "10": ("done", "", 0),
-        "11": ("gone", "", None),
+        "7": ("failed", "removed", -9), "8": ("failed", "walltime", -9), "10": ("done", "", 0),
+        "11": ("ending", "", None), "12": ("failed", "memory", -9), "13": ("failed", "walltime", -9),
+        "14": ("failed", "exit", -11), "15": ("failed", "node", 0),
+        "20": ("running", "", None), "21": ("ending", "removed", None), "22": ("pending", "", None),
+        "23": ("running", "", None),
     }  # fmt: skip
     assert "can not find the shell" in states["4"].says
+
+
+def test_sge_accounts_come_late_or_never(commands, monkeypatch):
+    scheduler, now = scheduler_of("sge"), [1000.0]
+    monkeypatch.setattr("executors.batch.sge.time.monotonic", lambda: now[0])
+    commands.put("qstat", out=QSTAT_XML)
+    commands.put("qacct", err="error: job name cs-me-1 not found\n", code=1)
+    ids = ["5", "12"]
+    assert brief(scheduler.query("cs-me-1", ids))["12"] == ("ending", "", None)
+    commands.put("qstat", out="<job_info/>")
+    now[0] += 10
+    assert brief(scheduler.query("cs-me-1", ids)) == {
+        "5": ("failed", "removed", None),  # it was seen leaving, and the accounts will not say so
+        "12": ("ending", "", None),
+    }
+    commands.put("qacct", out=QACCT)
+    assert brief(scheduler.query("cs-me-1", ids))["12"] == ("failed", "memory", -9)
+    now[0] += 20
+    commands.put("qacct", err="error: job name cs-me-1 not found\n", code=1)
+    assert brief(scheduler.query("cs-me-1", ["12"])) == {"12": ("gone", "", None)}
+
+
+def test_sge_accounts_that_cannot_be_read(commands):
+    scheduler = scheduler_of("sge")
+    commands.put("qstat", out="<job_info/>")
+    commands.put("qacct", err="error: cannot open accounting: Permission denied\n", code=1)
+    for _ in range(2):
+        assert brief(scheduler.query("cs-me-1", ["12"])) == {"12": ("gone", "", None)}
+    assert [call[0] for call in commands.calls].count("qacct") == 1
+
+
+def test_sge_why_pending(commands):
+    said = (
+        "job_number:   3\n"
+        'scheduling info:            cannot run in queue "all.q" because it is not in its list\n'
+        '                            (-l h_rt=120) cannot run in queue "short.q"\n\n'
+    )
+    commands.put("qstat", out=said)
+    assert scheduler_of("sge").why_pending(["3"]) == (
+        'cannot run in queue "all.q" because it is not in its list; (-l h_rt=120) cannot run in queue "short.q"'
+    )
+    commands.put("qstat", out="scheduling info:            There are no messages available\n")
+    assert scheduler_of("sge").why_pending(["3"]) == ""
 
 
 def test_an_answer_of_sge_that_is_no_xml(commands):

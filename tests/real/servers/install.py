@@ -1,9 +1,9 @@
 """Install what the tests of real batch systems and servers need: ``python install.py`` (``make system``).
 
-Debian's packages of Slurm and XRootD by apt, as root alone; HTCondor, which not every Debian has, unpacked into a
-folder of its own, which needs no rights. Nothing is asked and nothing is said where all is there; where something
-cannot be had, it is said and the tests that need it are skipped. Only the standard library may enter: this runs
-before anything else is installed.
+Debian's packages of Slurm and XRootD by apt, as root alone; HTCondor, which not every Debian has, and Grid Engine,
+which brings a mail server along, unpacked into folders of their own, which needs no rights. Nothing is asked and
+nothing is said where all is there; where something cannot be had, it is said and the tests that need it are
+skipped. Only the standard library may enter: this runs before anything else is installed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ PACKAGES = {  # a program, and the packages that bring it
     "xrdfs": ("xrootd-client",),
     "openssl": ("openssl",),
 }
+GRID_ENGINE = tuple(f"gridengine-{part}" for part in ("client", "common", "exec", "master"))
 SUITE = "trixie"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/bin:/bin"
@@ -37,8 +38,17 @@ PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/bin:/bin"
 
 def condor_prefix() -> Path:
     """Where HTCondor is, or will be: absolute paths are written into its programs, so it cannot be moved."""
+    return _cache() / f"htcondor-{SUITE}"
+
+
+def grid_engine_prefix() -> Path:
+    """Where Grid Engine is, or will be."""
+    return _cache() / "gridengine"
+
+
+def _cache() -> Path:
     base = Path("/var/cache") if os.geteuid() == 0 else Path.home() / ".cache"
-    return base / "coffea-scaleout" / f"htcondor-{SUITE}"
+    return base / "coffea-scaleout"
 
 
 def has_user() -> bool:
@@ -54,7 +64,7 @@ def main() -> int:
     """Install what is missing; 0 also where that could not be, for the tests then say so."""
     if os.environ.get("SYSTEM_PACKAGES") == "no":
         return 0
-    steps = (_packages, _user, _condor)
+    steps = (_packages, _user, _condor, _grid_engine)
     for step in steps:
         try:
             step()
@@ -115,6 +125,50 @@ def _condor() -> None:
     finally:
         shutil.rmtree(new, ignore_errors=True)
     _quiet([str(prefix / "usr/bin/condor_version")])
+
+
+def _grid_engine() -> None:
+    """By what this Debian has of it and of the libraries that it needs; the mail server stays out."""
+    prefix = grid_engine_prefix()
+    if (prefix / "usr/lib/gridengine/sge_qmaster").exists() or not (_there("apt-get") and _there("dpkg-deb")):
+        return
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="new-", dir=prefix.parent) as folder:
+        new, archives = Path(folder, "root"), Path(folder, "archives")
+        (archives / "partial").mkdir(parents=True)
+        where = {"Dir::Cache::archives": str(archives), "Debug::NoLocking": "1", "APT::Sandbox::User": "root"}
+        words = ("--no-install-recommends", "--reinstall", "--download-only", "-y", "install", *GRID_ENGINE)
+        try:
+            _apt(where, *words)
+        except subprocess.SubprocessError:
+            print("· this machine's apt has no Grid Engine: its tests will be skipped", file=sys.stderr)
+            return
+        print(f"· unpacking Grid Engine into {prefix}", flush=True)
+        for package in sorted([*archives.glob("gridengine-*.deb"), *archives.glob("lib*.deb")]):
+            _quiet(["dpkg-deb", "-x", str(package), str(new)])
+        _set_up_grid_engine(new)
+        if not prefix.exists():  # another one may have been quicker
+            new.chmod(0o755)
+            new.rename(prefix)
+
+
+def _set_up_grid_engine(new: Path) -> None:
+    """Its programs look for libraries beside themselves, but for two which they want where Debian has them."""
+    programs = new / "usr/lib/gridengine"
+    beside = re.search(rb"\$ORIGIN/\.\./\.\./lib/([\w-]+)\0", (programs / "sge_qmaster").read_bytes())
+    if beside is None:
+        raise OSError("Grid Engine looks for its libraries in an unknown way: its tests will be skipped")
+    libraries = new / "usr/lib" / beside[1].decode()
+    libraries.mkdir()
+    for path in [*new.glob("**/*-linux-gnu/lib*.so*"), *programs.glob("libspool*.so")]:
+        shutil.copy2(path, libraries)
+    fixed = b"/usr/lib/gridengine/%s%s\0"
+    for name in ("sge_qmaster", "spoolinit", "spooldefaults.bin"):
+        text = (programs / name).read_bytes()
+        if text.count(fixed) != 1:
+            raise OSError(f"{name} looks for its libraries in an unknown way: no tests of Grid Engine")
+        # The name alone, which is looked for beside; the rest stays, for another text may end like it.
+        (programs / name).write_bytes(text.replace(fixed, b"%s%s\0" + fixed[5:]))
 
 
 def _download(state: Path) -> None:
