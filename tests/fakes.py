@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from executors.engines.base import WorkerDied
 from executors.work import notes
 from executors.work.drive import Drive
 from executors.work.journal import Journal
@@ -252,10 +253,6 @@ def nothing_left(folder: Path):
     assert not [p for p in (folder / "store").rglob("*") if p.name.endswith(".tmp")]
     assert {p.name for p in (folder / "notes").iterdir()} <= {"stop"}
     assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
-
-
-class WorkerDied(Exception):
-    """What an engine raises for a worker that is gone."""
 
 
 def die(task, place, file, chunk, text=""):

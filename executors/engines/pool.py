@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Protocol
 
+from executors.engines.base import WorkerDied
 from executors.engines.call import pack_call, settle
 from executors.errors import EngineError, SiteError, UsageError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 CRASH_LIMIT = 3  # new workers in a row, in the whole pool, that did not live to their first task
+TAKEN_AWAY = ("removed", "node", "walltime")  # by the batch system, for its own reasons: no failed start
 
 
 class Slot(Protocol):
@@ -135,6 +137,8 @@ class Pool(Executor):
 
     def not_started(self, error: BaseException) -> None:
         """A new worker did not; too many of them in a row end the pool."""
+        if isinstance(error, WorkerDied) and error.why in TAKEN_AWAY:
+            return
         with self._lock:
             self._failed_starts += 1
             if not isinstance(error, SiteError | UsageError):

@@ -13,7 +13,7 @@ from executors.work import answers, coverage, tree
 from executors.work.blame import said
 from executors.work.merge import MergeTask
 from executors.work.model import Kind
-from executors.work.policy import MOST_TAKEN, taken_away
+from executors.work.policy import MOST_TAKEN, died, taken_away
 from executors.work.worker import SITE_ERRORS
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Merging:
     def _failed(self, task: MergeTask, error: BaseException | None) -> None:
         count = self._failures[task.node] = self._failures.get(task.node, 0) + 1
         self.books.journal.write("merge failed", node=task.node, error=said(error), count=count)
-        if error is not None and getattr(error, "exit_code", None) == 1:
+        if error is not None and not died(error) and getattr(error, "exit_code", None) == 1:
             self.orders.halt(Kind.USER, answers.words(error), type(error).__name__, "")
         elif count > (MOST_TAKEN if taken_away(error) else self.books.terms.limits.retries):
             raise EngineError(f"merging failed {count} times; the last time: {said(error)}") from error

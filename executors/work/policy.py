@@ -109,6 +109,11 @@ LOST_NAMES: Mapping[str, Kind] = {
 }
 
 
+def died(error: BaseException) -> bool:
+    """Whether it only says that a worker is gone; its exit code, the base class's, is no analysis's."""
+    return any(kind.__name__ in LOST_NAMES for kind in type(error).__mro__)
+
+
 def classify_engine(error: BaseException) -> Kind:
     """What kind of failure an exception is that came from the engine instead of a receipt.
 

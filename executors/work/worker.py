@@ -15,8 +15,10 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from executors.work import memory, tree
@@ -27,7 +29,6 @@ from executors.work.store import Store, frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from executors.work.model import Analysis, OpenFile, Range, Task
     from executors.work.packed import Packed
@@ -120,6 +121,12 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def uprooted() -> bool:
+    """Whether this worker's own files are gone: its job is being removed, and no chunk is to blame."""
+    mine = [__file__, *filter(None, [tempfile.tempdir])]
+    return not all(Path(path).exists() for path in mine)
 
 
 class Bounded(io.TextIOBase):
@@ -308,6 +315,11 @@ class _Work:
         with contextlib.suppress(Exception):
             files.close()
 
+    def _kind(self, error: BaseException) -> Kind:
+        if isinstance(error, TimeLimitError):
+            return Kind.TIMEOUT
+        return Kind.LOST if uprooted() else self.analysis.classify(error)
+
     def _fail(self, piece: FileSlice, chunk: int, span: Range, error: BaseException) -> None:
         self.failures.append(
             Failure(
@@ -315,7 +327,7 @@ class _Work:
                 chunk=chunk,
                 path=piece.path,
                 range=span,
-                kind=Kind.TIMEOUT if isinstance(error, TimeLimitError) else self.analysis.classify(error),
+                kind=self._kind(error),
                 error=type(error).__name__,
                 message=words(error),
                 frames=self.analysis.frames(error),

@@ -199,6 +199,6 @@ def test_merges_told_wrong(memory_path):
 
 def test_kind_is_known_for_all(memory_path):
     """An engine's exceptions are all about the engine: the chunk is not blamed without a note."""
-    for error in (WorkerDied(), ValueError(), Odd(), Unspeakable(), OSError()):
+    for error in (WorkerDied("x"), ValueError(), Odd(), Unspeakable(), OSError()):
         assert classify_engine(error) is Kind.LOST
     assert classify_engine(MemoryError()) is Kind.MEMORY

@@ -110,6 +110,12 @@ class Lab:
         path = self.rundir(out, wf) / "journal.jsonl"
         return path.read_text(errors="replace").count(f'"event":"{event}"') if path.exists() else 0
 
+    def troubles(self, wf: str = "Sum") -> str:
+        """What the journal says of failures, the last ones."""
+        path = self.rundir(wf=wf) / "journal.jsonl"
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        return "\n".join([line[:600] for line in lines if '"event":"fail' in line][-25:])
+
     def until(self, what: Any, process: subprocess.Popen[str], within: float = 90) -> None:
         """Wait for something while a command runs; what it said, if it ended or that did not come."""
         ended = lambda: process.poll() is not None  # noqa: E731

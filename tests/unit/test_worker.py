@@ -310,3 +310,19 @@ def test_chunks_of_one_file_only(place):
     receipt = perform(TREE.task(node), FakeAnalysis(), place)
     assert [p.node for p in receipt.parts] == [node]
     assert [c.chunk for c in receipt.chunks] == [4, 5, 6, 7]
+
+
+def test_a_worker_whose_files_are_removed_blames_no_chunk(tmp_path, monkeypatch):
+    """A batch system cleans up under it: imports fail, temporary files too. It is a worker that is lost."""
+    from executors.work import worker as module
+    from executors.work.model import Kind
+
+    work = module._Work.__new__(module._Work)
+    work.analysis = type("A", (), {"classify": staticmethod(lambda error: Kind.USER)})()
+    assert work._kind(ModuleNotFoundError("x")) is Kind.USER
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "gone.py"))
+    assert work._kind(ModuleNotFoundError("x")) is Kind.LOST
+    monkeypatch.undo()
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path / "gone"))
+    assert work._kind(FileNotFoundError("x")) is Kind.LOST
+    assert work._kind(module.TimeLimitError()) is Kind.TIMEOUT
