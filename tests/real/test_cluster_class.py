@@ -55,6 +55,7 @@ def test_two_hundred_chunks(lab):
     lab.nothing_left(10)
 
 
+@pytest.mark.full
 def test_a_job_is_taken_away(lab):
     """Another takes its place, which such classes do not do by themselves."""
     lab.data(dy=[5000])
@@ -89,6 +90,7 @@ def test_no_such_queue(lab):
     lab.nothing_left(10)
 
 
+@pytest.mark.full
 def test_missing_python(lab):
     """Jobs that end at once, one after the other: given up, with what their log says."""
     lab.data(dy=[500])

@@ -84,7 +84,7 @@ def test_jobs_go_to_the_one_that_takes_them(at_two):
     assert f"the schedd {names(at_two.batch)[-1]}" in out, out
 
 
-@pytest.mark.parametrize("way", ["interrupt", "kill"])
+@pytest.mark.parametrize("way", [pytest.param("interrupt", marks=pytest.mark.full), "kill"])
 def test_they_leave_it_again(at_two, way):
     """Also where nobody is left who made the choice."""
     at_two.data(dy=[5000])

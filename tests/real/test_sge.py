@@ -46,7 +46,12 @@ def test_two_hundred_chunks(lab):
     lab.nothing_left(10)
 
 
-@BOTH
+@pytest.mark.parametrize(
+    "lab",
+    [("sge", "dask"), pytest.param(("sge", "parsl"), marks=pytest.mark.full)],
+    indirect=True,
+    ids=["dask", "parsl"],
+)
 def test_jobs_taken_away(lab):
     """By qdel and by a kill that nobody hears of: others take their place, and nothing is counted twice."""
     lab.data(dy=[5000] * 2)

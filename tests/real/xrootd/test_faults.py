@@ -49,7 +49,7 @@ def test_many_files_of_a_server_that_hangs_cost_no_more_than_a_few(farm, made, r
     origin.wake()
 
 
-@pytest.mark.parametrize("engine", ["futures", "dask", "parsl"])
+@pytest.mark.parametrize("engine", ["futures", pytest.param("dask", marks=pytest.mark.full), "parsl"])
 def test_a_server_that_hangs_and_wakes_in_the_middle(farm, made, runs, engine):
     origin, urls = serve(farm, made)
     runs.fileset(urls)
@@ -80,7 +80,7 @@ def test_a_server_that_stays_hung_ends_the_run_and_not_the_job(farm, made, runs)
     assert runs.digest() == made.digest
 
 
-@pytest.mark.parametrize("back", ["at once", "later"])
+@pytest.mark.parametrize("back", [pytest.param("at once", marks=pytest.mark.full), "later"])
 def test_a_server_that_is_killed_in_the_middle(farm, made, runs, back):
     origin, urls = serve(farm, made)
     runs.fileset(urls)
