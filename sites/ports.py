@@ -27,6 +27,7 @@ PROC = Path("/proc")
 LISTENS, TIME_WAIT = "0A", "06"  # states in /proc/net/tcp
 ANYWHERE = ("0" * 8, "0" * 32)
 LONGEST = 90  # characters of a command line that is shown
+RUNS = ("runner.py", "coffea-scaleout")  # by these names a run of this program is started
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,20 +254,37 @@ def _described(port: int, uid: int, pid: int) -> Holder:
     for _ in range(6):
         if at is None or at <= 1:
             break
-        command = _command(at)
-        if re.search(r"runner\.py|coffea-scaleout", command):
-            return Holder(port, uid, at, command, _folder(at), run=at != os.getpid())
+        words = _words(at)
+        script = _script(words)
+        if script is not None:
+            return Holder(port, uid, at, _shown(words, script), _folder(at), run=at != os.getpid())
         at = _parent(at)
-    return Holder(port, uid, pid, _command(pid), _folder(pid))
+    return Holder(port, uid, pid, _shown(_words(pid)), _folder(pid))
 
 
-def _command(pid: int) -> str:
+def _words(pid: int) -> list[str]:
     try:
-        raw = (PROC / str(pid) / "cmdline").read_bytes()[:4096]
+        raw = (PROC / str(pid) / "cmdline").read_bytes()
     except OSError:
-        return ""
-    shown = raw.replace(b"\0", b" ").decode("utf-8", "replace").strip()
-    shown = "".join(char if char.isprintable() else "?" for char in shown)
+        return []
+    return raw.decode("utf-8", "replace").rstrip("\0").split("\0")
+
+
+def _script(words: list[str]) -> int | None:
+    """Where in a command line our program stands: first, or behind an interpreter and its options."""
+    return next((at for at, word in enumerate(words[:6]) if _name(word) in RUNS), None)
+
+
+def _name(word: str) -> str:
+    return word.rpartition("/")[2]
+
+
+def _shown(words: list[str], script: int = 1) -> str:
+    """A command line for people; where it is long, without the folders of the program and its script."""
+    line = " ".join(words)
+    if len(line) > LONGEST:
+        line = " ".join(_name(word) if at <= script else word for at, word in enumerate(words))
+    shown = "".join(char if char.isprintable() else "?" for char in line.strip())
     return shown if len(shown) <= LONGEST else shown[: LONGEST - 1] + "…"
 
 

@@ -142,6 +142,8 @@ class Crew:
         """The queue in one short line."""
         with self._lock:
             line = self._roster.line() or "no jobs in the queue"
+            if self._failed_starts >= FAILED_STARTS:  # else a long pause between tries looks like sleep
+                line = f"{line}, jobs gave no worker again and again"
             return f"{line}, the batch system does not answer" if self._unanswered >= DEAF else line
 
     def close(self) -> None:

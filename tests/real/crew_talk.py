@@ -1,7 +1,8 @@
 """A crew on its own, driven by lines on standard input: what an engine does with it, without an engine.
 
 ``crew_talk.py SYSTEM FOLDER LINE LIMITS SPEC``: jobs run the shell line; LIMITS and SPEC are JSON, fields to change.
-A job counts as started once the batch system shows it running. Answers and events are JSON lines.
+A job counts as started once the batch system shows it running, unless LINE says ``never``: HTCondor shows that
+also while the input files travel. Answers and events are JSON lines.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main():
     system, folder, line, limits, changes = sys.argv[1:]
     spec = spec_in(system, Path(folder), line, json.loads(changes))
     scheduler = scheduler_of(system, spec.submit_options)
-    settings = {"polls_per_minute": 60.0, "start": 60.0, **json.loads(limits)}
+    settings = {"polls_per_minute": 60.0, "start": 150.0, **json.loads(limits)}
     crew = Crew(scheduler, spec, Limits(**settings), lambda level, text: say(level=level, text=text))
     crew.on_failure = lambda error: say(failure=str(error), kind=type(error).__name__)
     asked = scheduler.query
@@ -55,8 +56,8 @@ def main():
     def query(name, ids):
         states = asked(name, ids)
         running = [one for one, state in states.items() if state.phase == "running"]
-        if running and "never" not in line:
-            crew.seen(len(running))
+        if "never" not in line:
+            crew.seen(len(running))  # none, too: a crew with workers that never end would never give up
             for one in running:
                 threading.Thread(target=crew.started, args=(one,)).start()
         say(query=time.monotonic(), states={one: [s.phase, s.fate, s.exit] for one, s in states.items()})

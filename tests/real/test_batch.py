@@ -54,7 +54,8 @@ class Talk:
             try:
                 event = self.news.get(timeout=max(0.01, end - time.monotonic()))
             except queue.Empty:
-                raise AssertionError(f"no {key}: {self.events[-5:]}; queue: {self.batch.queue()}") from None
+                last = f"{self.events[-5:]}; told: {self.told()}"  # what is told once may be long ago
+                raise AssertionError(f"no {key}: {last}; queue: {self.batch.queue()}") from None
             self.events.append(event)
             if key in event and where(event):
                 return event
@@ -186,7 +187,7 @@ def test_jobs_that_never_fit(talk, batch):
 def test_held_for_a_missing_input(talk, batch):
     if batch.kind == "slurm":
         pytest.skip("Slurm carries no files")
-    crew = talk(spec={"transfer": ["/nowhere/at/all"]})
+    crew = talk("sleep 600 # never", spec={"transfer": ["/nowhere/at/all"]})
     crew.say("want", 3)
     failure = crew.until("failure", 60)["failure"]
     assert "an input file is missing" in failure

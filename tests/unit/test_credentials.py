@@ -268,13 +268,21 @@ def jwt(claims, head=None):
     return ".".join([*coded, "c2lnbmF0dXJl"])
 
 
+class From(int):
+    """Seconds from when the test runs: parameters are made long before it, when the tests are collected."""
+
+
+def dated(value):
+    return time.time() + value if isinstance(value, From) else value
+
+
 @pytest.mark.parametrize(
     ("claims", "state"),
     [
-        ({"exp": time.time() + 7200}, "good"),
-        ({"exp": time.time() + 1800}, "short"),
-        ({"exp": time.time() - 60}, "expired"),
-        ({"exp": time.time() + 7200, "nbf": time.time() + 3600}, "early"),
+        ({"exp": From(7200)}, "good"),
+        ({"exp": From(1800)}, "short"),
+        ({"exp": From(-60)}, "expired"),
+        ({"exp": From(7200), "nbf": From(3600)}, "early"),
         ({}, "opaque"),
         ({"exp": "tomorrow"}, "opaque"),
         ({"exp": True}, "opaque"),
@@ -285,6 +293,8 @@ def jwt(claims, head=None):
     ],
 )
 def test_states_of_a_token(claims, state, monkeypatch):
+    if isinstance(claims, dict):
+        claims = {name: dated(value) for name, value in claims.items()}
     monkeypatch.setenv("BEARER_TOKEN", f" {jwt(claims)}\n")
     found = credentials.check("token", need=HOUR)
     assert found.state == state

@@ -367,6 +367,64 @@ def test_a_bad_node_does_not_end_a_run_that_has_workers(gang):
     assert crew.failure is None
 
 
+def test_failures_are_in_the_status_as_long_as_they_last(gang):
+    """The warning is told once, the pauses grow: a run that never says it again seems to do nothing."""
+    queue = Queue(lambda one: JobState(one, "running") if one == "0" else failing(one))
+    crew, told = gang(queue)
+    crew.want(1)
+    until(lambda: crew.status() == "1 running")
+    crew.started("0")
+    crew.seen(1)
+    crew.want(2)
+    until(
+        lambda: any(
+            "1 running, jobs gave no worker again and again" in line for line in texts(told, "status")
+        )
+    )
+    queue.rule = lambda one: JobState(one, "running")
+    until(lambda: crew.status().startswith("2 running"))
+    crew.started(queue.left()[-1])
+    assert crew.status() == "2 running"
+
+
+def test_when_the_last_worker_goes_while_all_others_fail_it_ends(gang):
+    queue = Queue(lambda one: JobState(one, "running") if one == "0" else held_up(one))
+    crew, _ = gang(queue)
+    crew.want(1)
+    until(lambda: crew.status() == "1 running")
+    crew.started("0")
+    crew.seen(1)
+    crew.want(2)
+    until(lambda: queue.number > 6)
+    assert crew.failure is None
+    queue.end("0", fate="node")
+    crew.seen(0)
+    until(lambda: crew.failure is not None)
+    assert "an input file is missing" in str(crew.failure)
+
+
+def held_up(one):
+    return JobState(one, "held", "an input file is missing", "held 13/2: an input file is missing")
+
+
+def test_a_job_that_shows_as_running_while_its_input_travels_has_no_worker(gang):
+    """HTCondor says "running" before the input files are there."""
+
+    class Travelling(Queue):
+        def query(self, name, ids):
+            shown = super().query(name, ids)
+            self.jobs |= {one: held_up(one) for one, state in self.jobs.items() if state.phase == "running"}
+            return shown
+
+    queue = Travelling()
+    crew, told = gang(queue)
+    crew.want(3)
+    until(lambda: crew.failure is not None)
+    assert "3 running" in texts(told, "status")
+    assert "an input file is missing" in str(crew.failure)
+    assert queue.submissions == [3]
+
+
 def test_all_held_ends_it_with_the_reason(gang):
     queue = Queue(lambda one: JobState(one, "held", "memory", "held 34/0: too much memory"))
     crew, _ = gang(queue)

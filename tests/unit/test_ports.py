@@ -80,8 +80,11 @@ def test_a_taken_port_names_its_holder(tmp_path):
     assert (caught.value.about["port"], caught.value.about["pid"]) == (port, pid)
 
 
-def test_another_run_is_recognised_by_the_process_above(tmp_path):
+@pytest.mark.parametrize("deep", [0, 4], ids=["", "in a long path"])
+def test_another_run_is_recognised_by_the_process_above(tmp_path, deep):
     """What listens is a child of the runner; people know only the runner."""
+    tmp_path = tmp_path.joinpath(*["a folder of a long name"] * deep)
+    tmp_path.mkdir(parents=True, exist_ok=True)
     (tmp_path / "listen.py").write_text(LISTEN)
     parent = tmp_path / "runner.py"
     parent.write_text(
@@ -96,7 +99,16 @@ def test_another_run_is_recognised_by_the_process_above(tmp_path):
     assert found.run
     assert found.pid == pid
     assert f"another run, pid {pid} of you" in str(found)
-    assert "runner.py" in found.command
+    assert "runner.py 127.0.0.1 0" in found.command
+    assert len(found.command) <= ports.LONGEST
+
+
+def test_a_folder_of_that_name_makes_no_run(tmp_path):
+    script = tmp_path / "coffea-scaleout" / "serve.py"
+    script.parent.mkdir()
+    script.write_text(LISTEN)
+    with listening(name=script) as (_, port):
+        assert not ports.holder(port, LOOPBACK).run
 
 
 def test_a_full_range_says_so():
