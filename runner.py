@@ -56,7 +56,7 @@ def _run(argv: Sequence[str]) -> int:
         return _sites(command.values)
     if command.verb in ("check", "selftest"):
         return _at_site(command)
-    outcome = _look(command)
+    outcome = _memory(command.values) if command.verb == "memory" else _look(command)
     _show(outcome, command.values)
     return outcome.exit_code
 
@@ -76,8 +76,11 @@ def _start(command: Command) -> int:
     from executors.show import Progress
 
     planning = settings.dry_run or command.verb == "plan"
+    do = plan_only if planning else execute
+    if settings.profile_memory:
+        from executors.running import profile_memory as do
     with Progress(quiet=settings.quiet, level=settings.log_level) as progress:
-        outcome: Outcome = (plan_only if planning else execute)(settings, observer=progress)
+        outcome: Outcome = do(settings, observer=progress)
     _show(outcome, {"as_json": as_json} if planning else {})
     return outcome.exit_code
 
@@ -125,26 +128,35 @@ def _required(resolved: Resolved) -> None:
 
 
 def _look(command: Command) -> Outcome:
-    from executors.running import inspect, merge_dirs, status
+    if command.verb == "merge":
+        return _merged(command.values)
+    from executors import inspection
+
+    look = inspection.status if command.verb == "status" else inspection.inspect
+    return _together([look(Path(path)) for path in command.values["paths"]])
+
+
+def _merged(values: dict[str, Any]) -> Outcome:
+    from executors.combining import merge_dirs
     from executors.settings import resolve
 
-    values = command.values
-    outcome: Outcome
-    if command.verb == "merge":
-        accepted = ("allow_missing", "allow_missing_files")
-        settings = resolve({key: values[key] for key in accepted if key in values}).settings
-        outcome = merge_dirs(
-            [Path(folder) for folder in values["dirs"]],
-            Path(values["output"]) if "output" in values else None,
-            overwrite=values.get("overwrite", False),
-            allow_missing=settings.allow_missing,
-            allow_missing_files=settings.allow_missing_files,
-            postprocess=values.get("postprocess", True),
-        )
-    else:
-        look = status if command.verb == "status" else inspect
-        outcome = _together([look(Path(path)) for path in values["paths"]])
-    return outcome
+    accepted = ("allow_missing", "allow_missing_files")
+    settings = resolve({key: values[key] for key in accepted if key in values}).settings
+    return merge_dirs(
+        [Path(folder) for folder in values["dirs"]],
+        Path(values["output"]) if "output" in values else None,
+        overwrite=values.get("overwrite", False),
+        allow_missing=settings.allow_missing,
+        allow_missing_files=settings.allow_missing_files,
+        postprocess=values.get("postprocess", True),
+    )
+
+
+def _memory(values: dict[str, Any]) -> Outcome:
+    from executors.memory.report import memory
+
+    plot = Path(values["plot"]) if "plot" in values else None
+    return memory([Path(path) for path in values["paths"]], only=values.get("only", ""), plot=plot)
 
 
 def _together(outcomes: list[Outcome]) -> Outcome:

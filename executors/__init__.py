@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from executors.interface import as_read, digest, load, run
+    from executors.measuring import MemoryUsed, memory_usage_psutil, memory_used
     from executors.pools import open  # noqa: A004 - the verb users know: executors.open(name)
     from executors.registry import describe, names
 
@@ -45,11 +46,14 @@ _ERRORS = (
     "UsageError",
 )
 _HOMES = {
+    "MemoryUsed": "executors.measuring",
     "as_read": "executors.interface",
     "describe": "executors.registry",
     "digest": "executors.interface",
     "for_coffea": "executors.coffea.adapter",
     "load": "executors.interface",
+    "memory_usage_psutil": "executors.measuring",
+    "memory_used": "executors.measuring",
     "names": "executors.registry",
     "open": "executors.pools",
     "run": "executors.interface",
@@ -65,6 +69,7 @@ __all__ = [
     "IncompleteError",
     "InterruptedRunError",
     "LockedError",
+    "MemoryUsed",
     "PlanChangedError",
     "SiteError",
     "UnknownNameError",
@@ -74,6 +79,8 @@ __all__ = [
     "digest",
     "for_coffea",
     "load",
+    "memory_usage_psutil",
+    "memory_used",
     "names",
     "open",
     "run",

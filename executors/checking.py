@@ -35,6 +35,10 @@ def check(
     """Exit code and text of every check of the site that the settings name: 0, or 4 if a run would fail."""
     spot = where(settings)
     found = survey(spot, settings.outputdir, insecure=settings.insecure)
+    if settings.wf and settings.json:
+        from executors.running import expected_memory
+
+        found.append(expected_memory(settings))
     if canary and not stops(found):
         from executors.canary import fly
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from executors.errors import UnknownNameError, UsageError
-from executors.options import JOBS, SAY, WHERE, Option, options
+from executors.options import JOBS, SAY, SPLIT, WHAT, WHERE, Option, options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +23,7 @@ VERBS = {
     "status": "say how far a run directory has come",
     "plan": "print what a run would do, or make its plan, without running",
     "inspect": "check stored outputs and say what they hold",
+    "memory": "print what the chunks of runs needed of memory, and plot it",
     "sites": "list the sites, or show one with the origin of every value",
     "check": "say whether a site can be used from here, and what mends it if not",
     "selftest": "run a hundred chunks of made data at a site, and say how that went",
@@ -241,6 +242,22 @@ def _look_parser(verb: str, metavar: str, what: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _memory_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="runner.py memory",
+        usage="runner.py memory DIR [DIR …] [options]",
+        description="Print what the chunks of one or more runs needed of memory: by dataset, by what\n"
+        "the results hold, and drawn against events. Runs may still be at work.",
+    )
+    parser.add_argument("paths", nargs="+", metavar="DIR", help="a run's directory (hist_…)")
+    group = parser.add_argument_group("options")
+    hidden = argparse.SUPPRESS
+    group.add_argument("--plot", metavar="FILE.png", default=hidden, help="draw it into a file as well")
+    group.add_argument("--only", metavar="NAME", default=hidden, help="only this dataset")
+    group.add_argument(*_AS_JSON, **_AS_JSON_ABOUT)
+    return parser
+
+
 def _sites_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="runner.py sites",
@@ -266,7 +283,8 @@ def _site_parser(verb: str) -> argparse.ArgumentParser:
         usage=f"runner.py {verb} --executor NAME [options]",
         description=VERBS[verb].capitalize() + ".",
     )
-    groups = _add_options(parser, (WHERE, JOBS, SAY))
+    looks = verb == "check"  # with a workflow and a fileset, it says what is known of the run's memory
+    groups = _add_options(parser, (WHAT, WHERE, JOBS, SPLIT, SAY) if looks else (WHERE, JOBS, SAY))
     group = groups[SAY]
     if verb == "check":
         group.add_argument(
@@ -289,4 +307,5 @@ _PARSERS: dict[str, Any] = {
     "status": lambda: _look_parser("status", "DIR", "a run's directory (hist_…)"),
     "plan": lambda: run_parser("plan"),
     "inspect": lambda: _look_parser("inspect", "PATH", "a .coffea file, or a run's directory"),
+    "memory": _memory_parser,
 }

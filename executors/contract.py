@@ -192,12 +192,36 @@ class EngineContract:
         assert not pool.kill(future, "again")  # type: ignore[attr-defined]
         assert pool.submit(tasks.length, b"after").result(self.patience) == 5
 
+    def test_worker_can_be_renewed(self, pool: Executor) -> None:
+        self.need("isolates")
+        first = pool.submit(tasks.pid)
+        old = first.result(self.patience)
+        # Without any call lost: it finishes what it does, and the next call is another's.
+        running = [pool.submit(tasks.interval, 0.2) for _ in range(self.workers)]
+        assert pool.renew(first)  # type: ignore[attr-defined]
+        assert not wait(running, self.patience).not_done
+        after = [pool.submit(tasks.interval, 0.05) for _ in range(self.workers * 6)]
+        assert old not in {one.result(self.patience)[0] for one in after}
+        assert all(one.exception() is None for one in running)
+        assert not pool.renew(first)  # type: ignore[attr-defined]
+
     def test_memory_limit(self) -> None:
         self.need("kills_on_memory")
         with self.open_pool(memory=400 << 20) as pool:
             greedy, modest = pool.submit(tasks.eat, 800 << 20, 30), pool.submit(tasks.eat, 20 << 20, 1)
-            assert getattr(greedy.exception(self.patience), "why", "") == "memory"
+            died = greedy.exception(self.patience)
+            assert getattr(died, "why", "") == "memory"
+            assert 400 << 20 <= getattr(died, "peak", 0) < 1000 << 20
             assert modest.exception(self.patience) is None
+
+    def test_memory_of_a_tasks_own_processes_counts(self) -> None:
+        self.need("kills_on_memory")
+        with self.open_pool(memory=400 << 20) as pool:
+            greedy = pool.submit(tasks.eat_elsewhere, 250 << 20, 2, 30)
+            died = greedy.exception(self.patience)
+            assert getattr(died, "why", "") == "memory"
+            assert getattr(died, "peak", 0) >= 400 << 20
+            assert pool.submit(tasks.length, b"after").result(self.patience) == 5
 
     # -- what workers get --------------------------------------------------------------------------
 

@@ -116,6 +116,22 @@ def eat(size: int, seconds: float) -> int:
     return len(held)
 
 
+EATER = """
+import sys, time
+held = bytearray(int(sys.argv[1]))
+held[::4096] = b"x" * len(held[::4096])
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def eat_elsewhere(size: int, processes: int, seconds: float) -> None:
+    """The same in several processes of the task's own."""
+    command = [sys.executable, "-S", "-E", "-c", EATER, str(size), str(seconds)]
+    started = [subprocess.Popen(command) for _ in range(processes)]  # noqa: S603 - our own interpreter
+    for one in started:
+        one.wait()
+
+
 def shout(size: int) -> None:
     """Write to both streams, through Python and past it."""
     print("x" * size)  # noqa: T201 - what tasks do

@@ -161,6 +161,8 @@ def brief(value: Any) -> str:
 
 def clean(text: str, where: str) -> None:
     """Refuse text that cannot stand in a name: control characters, half characters."""
+    if text.isprintable():  # nearly always, and there may be a hundred thousand names
+        return
     if any(ord(char) < 32 or ord(char) == 127 for char in text):
         raise FilesetError(f"{where}: control characters in {brief(text)}")
     try:

@@ -158,7 +158,7 @@ class _Reading:
             remote = addresses.is_remote(name)
         if said.treename is None:
             name, tree = addresses.split_tree(name)
-            said = replace(said, treename=tree)
+            said = said if tree is None else replace(said, treename=tree)
         if remote:
             if "*" in name:
                 raise FilesetError(f"{where}: globs are for local files; list these one by one")
@@ -174,7 +174,7 @@ class _Reading:
             )
         for each in many or [name]:
             fields.clean(each, where)
-            yield replace(said, path=each)
+            yield File(each, said.treename, said.steps, said.entries, said.uuid)
 
     def once(self, files: list[File], where: str) -> tuple[File, ...]:
         """The files without those that stand there twice; refused where two entries contradict."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from executors import outputs, words
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from executors.options import Settings
     from executors.work.drive import Drive
     from executors.work.model import Analysis
+    from executors.work.report import DatasetCount
 
 
 class Finish:
@@ -170,12 +172,22 @@ class Finish:
             unknown += sum(f.entries is None for f in tree.splits[number].files)
             if not any(above in coverage.stored for above in coverage.path(root)):
                 missing += sum(tree.events(node) for node in coverage.missing(root))
+                missing += sum(f.whole - f.fixed for f in (tree.file(*at) for at in tree.uncut(root)))
         return missing, unknown
+
+    def _rows(self) -> tuple[DatasetCount, ...]:
+        """The account, with what the chunks of each dataset needed of memory."""
+        rows, peaks = self.drive.ledger.rows(), self.drive.ledger.peak
+        fits = map(self.drive.sizing.measured, range(len(rows)))
+        return tuple(
+            replace(row, peak_memory=peak, bytes_per_event=fit.per_event if fit else 0.0)
+            for row, peak, fit in zip(rows, peaks, fits, strict=True)
+        )
 
     def _summary(self, began: float) -> Summary:
         ledger = self.drive.ledger
         return Summary(
-            rows=ledger.rows(),
+            rows=self._rows(),
             wall=time.monotonic() - began,
             cpu=ledger.cpu,
             peak_memory=max(ledger.peak, default=0),
@@ -199,17 +211,17 @@ class Finish:
             "events_counted": ledger.events_counted,
             "events_missing": ledger.events_planned - ledger.events_counted,
             "files_not_counted": ledger.unknown_files(),
-            "datasets": outputs.account(ledger),
+            "datasets": outputs.account(ledger, self.drive.sizing),
             "failures": outputs.failures(self.plan, ledger),
             "reused_analysis": self.mixed,
             "halved_chunks": outputs.halved(self.plan, ledger),
             "digest": self.digest,
             "merged": self.merged,
             "outputs": dict(sorted(self.written.items())),
-            "plan": self.plan.digest(),
+            "plan": self.drive.tree.planned().digest(),
             "fingerprint": self.plan.fingerprint,
             "fingerprint_parts": dict(self.plan.fingerprint_parts),
-            "chunk": self.plan.chunk,
+            "chunk": "auto" if self.plan.auto else self.plan.chunk,
             "fsize": self.plan.fsize,
             "schema": settings.schema,
             "workflow_arguments": dict(settings.wf_arg),

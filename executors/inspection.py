@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from executors import addresses, outputs, words
 from executors.errors import DamagedError, IncompleteError, UsageError
-from executors.work import lock, merge
+from executors.tables import size
+from executors.work import lock
 from executors.work.coverage import Coverage
 from executors.work.ledger import Ledger
 from executors.work.plan import Plan, Tree
@@ -17,7 +18,7 @@ from executors.work.store import Store
 from sites.urls import server_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from executors.options import Settings
@@ -90,6 +91,7 @@ def status(folder: Path) -> Outcome:
     for row in rows:
         unknown = sum(f.entries is None for d in found.plan.datasets if d.name == row.name for f in d.files)
         tail = f", {unknown} files not counted" if unknown else ""
+        tail += _memory(manifest, row.name)
         lines.append(
             f"  {row.name}: {row.events_counted} of {row.events_planned} events, "
             f"{row.chunks_done} of {row.chunks_planned} chunks, {row.files} files{tail}"
@@ -110,6 +112,14 @@ def status(folder: Path) -> Outcome:
         "merged": manifest.get("merged") or None,
     }
     return Outcome(0 if found.ledger.complete else IncompleteError.exit_code, "\n".join(lines), None, data)
+
+
+def _memory(manifest: Mapping[str, Any], dataset: str) -> str:
+    """What the chunks of a dataset needed when a runner last ended; 'runner.py memory' says more."""
+    said = (manifest.get("datasets") or {}).get(dataset, {}).get("memory") or {}
+    if not said.get("peak"):
+        return ""
+    return f", {size(said['peak'])} at most, {size(said.get('bytes_per_event') or 0)} an event"
 
 
 def _state(found: Found, manifest: dict[str, Any]) -> str:
@@ -136,12 +146,14 @@ def inspect(path: Path) -> Outcome:
 
 
 def _inspect_run(folder: Path) -> Outcome:
+    from executors.work.merge import load
+
     found = find(folder)
     damaged = []
     good = 0
     for node, identity in found.store.scan():
         try:
-            merge.load(found.store, node, identity)
+            load(found.store, node, identity)
             good += 1
         except DamagedError as error:
             damaged.append(str(error))
@@ -206,15 +218,20 @@ def plan_text(
     *,
     kept: bool,
     urls: Mapping[str, str],
+    memory: Sequence[str],
     where: str,
     job: Mapping[str, str],
 ) -> tuple[str, dict[str, Any]]:
-    """The plan for a person and for a program; ``urls`` differ from the names, ``where`` says who works."""
+    """The plan for a person and for a program; ``urls`` differ from the names, ``where`` says who works.
+
+    ``memory`` says what is known of it.
+    """
     tree = Tree(plan)
     ledger = Ledger(tree)
     state = "the plan kept in" if kept else "the plan of a new run in"
     lines = [f"{state} {folder}"]
-    lines.append(f"executor {settings.executor}, {where}, chunks of at most {plan.chunk} events")
+    size = "chunks as memory allows" if plan.auto else f"chunks of at most {plan.chunk} events"
+    lines.append(f"executor {settings.executor}, {where}, {size}")
     lines += [
         f"  {d.index}: {d.name}: {r.files} files, {r.events_planned} events, {r.chunks_planned} chunks"
         for d, r in zip(plan.datasets, ledger.rows(), strict=True)
@@ -226,6 +243,7 @@ def plan_text(
     lines += [f"  cannot be opened: {f.path}: {f.error}" for f in unknown[:20]]
     if len(unknown) > 20:
         lines.append(f"  … and {len(unknown) - 20} more that cannot be opened")
+    lines += [f"  {line}" for line in memory]
     lines += _read_elsewhere(plan, urls)
     lines += _job_lines(job)
     names = [outputs.indexed_name(plan, s.index, s.part) for s in tree.splits] if plan.fsize else []
@@ -238,6 +256,7 @@ def plan_text(
         "kept": kept,
         "events": ledger.events_planned,
         "chunks": ledger.chunks_planned,
+        "memory": list(memory),
         "datasets": {
             d.name: {
                 "index": d.index,

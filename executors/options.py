@@ -80,13 +80,14 @@ class Settings:
     executor: str = option(
         "futures", WHERE, "engine, engine/site, engine/scheduler/site, or auto", metavar="NAME"
     )
-    workers: int | None = option(
+    workers: int | typing.Literal["auto"] | None = option(
         None,
         WHERE,
-        "worker processes, of each job at a batch site (default: 3 here, a job's cores there)",
+        "worker processes, of each job at a batch site (default: 3 here, a job's cores there); auto: as many"
+        " as cores and memory allow",
         "-j",
         "--workers",
-        metavar="N",
+        metavar="N|auto",
         least=1,
         most=100_000,
     )
@@ -162,12 +163,16 @@ class Settings:
         None, JOBS, "give up when no worker came for so long", metavar="1h", site="limits.start"
     )
 
-    chunk: int = option(
-        100_000,
+    chunk: int | typing.Literal["auto"] | None = option(
+        None,
         SPLIT,
-        "events of one call of process(), at most (the original: 200000)",
-        metavar="N",
+        "events of one call of process(), at most; auto: as many as the memory allows (default: auto where"
+        " the memory of a worker is known, else 100000)",
+        metavar="N|auto",
         least=1,
+    )
+    ranges: Path | None = option(
+        None, SPLIT, "cut files as the run in this directory did, for the same bits as there", metavar="DIR"
     )
     fsize: int | None = option(
         None, SPLIT, "files of one indexed output, at most; without it all is in one", metavar="N", least=1
@@ -223,6 +228,9 @@ class Settings:
     )
     show_config: bool = option(False, LOOK, "print every value and where it came from", scope="command")
     dry_run: bool = option(False, LOOK, "print the plan and what would be started", scope="command")
+    profile_memory: bool = option(
+        False, LOOK, "measure a few chunks here and say what the run would need of memory", scope="command"
+    )
     validate: bool = option(False, LOOK, "open and check every file before work starts")
 
     quiet: bool = option(False, SAY, "say only errors and the closing table", "-q", "--quiet")

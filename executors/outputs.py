@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from executors.redact import redact
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from executors.work.ledger import Ledger
     from executors.work.model import Range
     from executors.work.plan import Plan, PlannedFile
+    from executors.work.sizing import Sizing
 
 PACKAGES = (
     "coffea-scaleout",
@@ -59,6 +59,8 @@ def merged_name(plan: Plan) -> str:
 
 def versions() -> dict[str, str]:
     """The versions of what shapes a result."""
+    from importlib import metadata
+
     out = {}
     for name in PACKAGES:
         try:
@@ -96,7 +98,10 @@ def missing_fileset(plan: Plan, coverage: Coverage) -> dict[str, Any]:
         if not any(above in coverage.stored for above in coverage.path(root)):
             for node in coverage.missing(root):
                 for _, file, lo, hi in tree.pieces(node):
-                    lost.setdefault(file, []).extend(split.files[file].ranges(plan.chunk)[lo:hi])
+                    spans = tree.file(number, file).some_ranges(plan.chunk, lo, hi)
+                    lost.setdefault(file, []).extend(spans)
+            for _, file in tree.uncut(root):
+                lost.setdefault(file, []).extend(tree.file(number, file).uncut())
         for index, planned in enumerate(split.files):
             if planned.entries is None or index in lost:
                 files[planned.path] = _missing_file(planned, lost.get(index))
@@ -165,8 +170,8 @@ def halved(plan: Plan, ledger: Ledger) -> list[dict[str, Any]]:
     ]
 
 
-def account(ledger: Ledger) -> dict[str, Any]:
-    """The account by dataset, for the manifest."""
+def account(ledger: Ledger, sizing: Sizing | None = None) -> dict[str, Any]:
+    """The account by dataset, for the manifest; with what was measured of memory, where work was done."""
     return {
         row.name: {
             "files": row.files,
@@ -178,8 +183,27 @@ def account(ledger: Ledger) -> dict[str, Any]:
             "failures": row.failures,
             "reasons": list(row.reasons),
             "peak_memory": ledger.peak[i],
+            "memory": _memory(ledger, sizing, i) if sizing is not None else {},
         }
         for i, row in enumerate(ledger.rows())
+    }
+
+
+def _memory(ledger: Ledger, sizing: Sizing, dataset: int) -> dict[str, Any]:
+    """What the chunks of a dataset needed of memory in this run; empty where none was measured."""
+    fit, node = sizing.measured(dataset), ledger.peak_at[dataset]
+    if fit is None or node is None:
+        return {}
+    file = ledger.tree.file(node.split, node.first)
+    (span,) = file.some_ranges(ledger.tree.plan.chunk, node.lo, node.hi)
+    return {
+        "peak": ledger.peak[dataset],
+        "chunk": [file.path, *span],
+        "bytes_per_event": round(fit.per_event, 1),
+        "fixed": fit.fixed,
+        "spread": round(fit.spread, 3),
+        "points": fit.points,
+        "budget": sizing.budget,
     }
 
 

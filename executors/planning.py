@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from executors import addresses
 from executors.errors import FilesetError, PlanChangedError
@@ -14,6 +14,7 @@ from executors.work import plan as plans
 from executors.work.cache import Cache, Known
 from executors.work.model import Kind
 from executors.work.plan import Plan, PlannedDataset, PlannedFile
+from executors.work.sizing import MOST
 from sites import urls as site_urls
 
 if TYPE_CHECKING:
@@ -22,31 +23,38 @@ if TYPE_CHECKING:
     from threading import Event
 
     from executors.fileset import Dataset, File, Fileset
+    from executors.fingerprint import Fingerprint
     from executors.options import Settings
     from sites.profile import SiteProfile
 
     Say = Callable[[str, str], None]
 
-COUNTERS = 16
+COUNTERS = 16  # threads that read headers
+FAR_COUNTERS = 32  # where a server is asked: they only wait for its answers
 
 
-def planned_datasets(fileset: Fileset, treename: str | None) -> tuple[PlannedDataset, ...]:
-    """The fileset as it was asked for: nothing is counted yet."""
+def planned_datasets(
+    fileset: Fileset, treename: str | None, *, cut: bool = True
+) -> tuple[PlannedDataset, ...]:
+    """The fileset as it was asked for: nothing is counted yet. ``cut=False``: sizes are chosen later."""
+    cuts = None if cut else ()
     return tuple(
         PlannedDataset(
-            d.name, d.index, tuple(_planned_file(f, d, treename) for f in d.files), dict(d.metadata)
+            d.name, d.index, tuple(_planned_file(f, d, treename, cuts) for f in d.files), dict(d.metadata)
         )
         for d in fileset.datasets
     )
 
 
-def _planned_file(file: File, dataset: Dataset, treename: str | None) -> PlannedFile:
+def _planned_file(file: File, dataset: Dataset, treename: str | None, cuts: tuple[()] | None) -> PlannedFile:
     size, mtime = _stat(file.path)
     # A range reaching past the end, or a wrong count, is found by the worker, which compares with the file.
     counted = file.entries if file.uuid else None
     steps = tuple((int(a), int(b)) for a, b in file.steps) if file.steps is not None else None
     tree = file.treename or dataset.treename or treename
-    return PlannedFile(file.path, tree, file.uuid, counted if tree else None, steps, size=size, mtime=mtime)
+    return PlannedFile(
+        file.path, tree, file.uuid, counted if tree else None, steps, size=size, mtime=mtime, cuts=cuts
+    )
 
 
 def _stat(path: str) -> tuple[int | None, int | None]:
@@ -60,10 +68,16 @@ def _stat(path: str) -> tuple[int | None, int | None]:
 
 
 def asked_plan(
-    fileset: Fileset, settings: Settings, workflow: str, fingerprint: str, parts: Mapping[str, str]
+    fileset: Fileset,
+    settings: Settings,
+    workflow: str,
+    mark: Fingerprint,
+    chunk: int | Literal["auto"],
 ) -> Plan:
     """The plan a command asks for, before anything is counted."""
+    auto = chunk == "auto"
     choices: dict[str, Any] = {
+        "chunk": "auto" if auto else None,
         "only": [addresses.public(word) for word in settings.only] or None,
         "limit": settings.limit,
         "max": settings.max,
@@ -73,11 +87,11 @@ def asked_plan(
     return Plan(
         workflow=workflow,
         fileset=fileset.name,
-        chunk=settings.chunk,
+        chunk=MOST if chunk == "auto" else chunk,
         fsize=settings.fsize,
-        datasets=planned_datasets(fileset, settings.treename),
-        fingerprint=fingerprint,
-        fingerprint_parts=dict(parts),
+        datasets=planned_datasets(fileset, settings.treename, cut=not auto),
+        fingerprint=mark.digest,
+        fingerprint_parts=dict(mark.parts),
         choices={k: v for k, v in choices.items() if v is not None},
     )
 
@@ -98,7 +112,8 @@ class Access:
         asked = [(self.urls.get(file.path, file.path), file.treename) for file in files]
         if any(site_urls.is_xrootd(url) for url, _ in asked):
             settle(self.env)
-        return count_many(asked, workers=COUNTERS, timeout=self.timeout)
+        far = any("://" in url for url, _ in asked)
+        return count_many(asked, workers=FAR_COUNTERS if far else COUNTERS, timeout=self.timeout)
 
 
 def access(fileset: Fileset, site: SiteProfile, settings: Settings, env: Mapping[str, str]) -> Access:
@@ -110,6 +125,27 @@ def access(fileset: Fileset, site: SiteProfile, settings: Settings, env: Mapping
         given if given is not None else float(site.xrootd.request_timeout),
         site_urls.xrootd_env(site.xrootd, {**env, **site.env}),
     )
+
+
+def cut_like(plan: Plan, other: Plan) -> tuple[Plan, int]:
+    """The plan with its files cut as those of another, and how many that leaves as they are.
+
+    What the other run has not cut, or not of this many events, is cut later.
+    """
+    cuts = {
+        (d.name, f.path, f.whole): f.cuts if f.cuts is not None else ((f.whole, other.chunk),)
+        for d in other.datasets
+        for f in d.files
+        if f.whole
+    }
+    found = {
+        (i, j): replace(f, cuts=cuts[d.name, f.path, f.whole])
+        for i, d in enumerate(plan.datasets)
+        for j, f in enumerate(d.files)
+        if (d.name, f.path, f.whole) in cuts
+    }
+    files = sum(f.whole > 0 for d in plan.datasets for f in d.files)
+    return plan.with_counts(found), files - len(found)
 
 
 def compare(kept: Plan, asked: Plan, where: Path) -> None:
@@ -180,6 +216,8 @@ def _fill(plan: Plan, wanted: list[tuple[int, int]], counting: Counting) -> Plan
     try:
         found = _from_cache(plan, wanted, cache)
         rest = [place for place in wanted if place not in found]
+        if not rest:
+            return plan.with_counts(found)  # and what reads files is not even imported
         fresh = _counted(plan, rest, counting)
         cache.put(
             Known(
@@ -216,15 +254,18 @@ def _asked_tree(plan: Plan, place: tuple[int, int]) -> str:
 def _from_cache(
     plan: Plan, wanted: Iterable[tuple[int, int]], cache: Cache
 ) -> dict[tuple[int, int], PlannedFile]:
+    local = {
+        (i, j): file
+        for i, j in wanted
+        if (file := plan.datasets[i].files[j]).size is not None and file.mtime is not None
+    }
+    known = cache.find(dict.fromkeys(file.path for file in local.values()))
     found = {}
-    for i, j in wanted:
-        file = plan.datasets[i].files[j]
-        if file.size is None or file.mtime is None:
-            continue
-        known = cache.get(file.path, file.treename or "", file.size, file.mtime)
-        if known is not None:
-            found[i, j] = replace(
-                file, entries=known.entries, uuid=known.uuid, treename=known.found, error=None
+    for place, file in local.items():
+        kept = known.get((file.path, file.treename or ""))
+        if kept is not None and (kept.size, kept.mtime) == (file.size, file.mtime):
+            found[place] = replace(
+                file, entries=kept.entries, uuid=kept.uuid, treename=kept.found, error=None
             )
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from executors import luggage
 from executors.options import JOBS, WHERE, options
@@ -37,7 +37,7 @@ def exact_blame(name: str, **asked: Any) -> bool:
 def open(  # noqa: A001 - the verb users know: executors.open(name)
     name: str,
     *,
-    workers: int | None = None,
+    workers: int | Literal["auto"] | None = None,
     jobs: int = 1,
     memory: int | str | None = None,
     log_dir: str | Path | None = None,
@@ -46,8 +46,9 @@ def open(  # noqa: A001 - the verb users know: executors.open(name)
 ) -> Iterator[Executor]:
     """Open an engine (``"futures"``, ``"dask/slurm"``, …); leaving the block ends its workers and jobs.
 
-    ``workers`` are those of this machine (default 1), or of each of the ``jobs`` of a batch site (default:
-    its cores); ``memory`` likewise. What the command says about a site are keywords too (``queue="long"``).
+    ``workers`` are those of this machine (default 1; ``"auto"``: as many as cores and memory allow), or of
+    each of the ``jobs`` of a batch site (default: its cores); ``memory`` likewise. What the command says
+    about a site are keywords too (``queue="long"``).
     Where workers do not see this machine's files, the project's modules imported so far are sent to them.
     A task whose worker dies fails with an exception; nothing is retried here.
     """
@@ -60,7 +61,7 @@ def open(  # noqa: A001 - the verb users know: executors.open(name)
     if workers is not None:
         asked["workers"] = workers
     spot = where(resolve(executor=name, scaleout=jobs, **asked).settings)
-    each = (workers or 1) if spot.local else spot.workers
+    each = 1 if spot.local and workers is None else spot.workers
     if not spot.shared:
         first, args = more.pop("initializer", None), more.pop("initargs", ())
         more |= {"initializer": luggage.arrive, "initargs": (luggage.pack(luggage.loaded()), first, args)}

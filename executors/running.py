@@ -28,6 +28,8 @@ from executors.errors import (
 )
 from executors.finish import Finish
 from executors.inspection import inspect, read_stored, status
+from executors.memory import budget as budgets
+from executors.memory import footprints
 from executors.redact import redact
 from executors.signals import stopping
 from executors.work import lock, notes
@@ -35,7 +37,9 @@ from executors.work.drive import Drive, merge_here
 from executors.work.journal import Journal
 from executors.work.plan import Plan, Tree
 from executors.work.policy import Limits
+from executors.work.ranges import Ranges, beside
 from executors.work.report import Outcome, Silent
+from executors.work.sizing import Sizing
 from executors.work.store import Store, sweep
 from executors.work.terms import Terms
 from executors.work.worker import Place
@@ -46,18 +50,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from executors import jobs
+    from executors.ahead import Ahead
     from executors.engines.base import Resources
     from executors.fileset import Fileset
     from executors.fingerprint import Fingerprint
     from executors.options import Settings
     from executors.where import Where
+    from executors.work.footprint import Fit
     from executors.work.report import Observer
     from executors.workflow import Workflow
+    from sites.scene import Check
 
-__all__ = ["execute", "inspect", "merge_dirs", "plan_only", "status"]
+__all__ = ["execute", "inspect", "merge_dirs", "plan_only", "profile_memory", "status"]
 
 CHUNK_TIMEOUT = 3600.0
-OURS = ("plan.json", "manifest.json", "failed.json", "journal.jsonl")
+OURS = ("plan.json", "ranges.jsonl", "manifest.json", "failed.json", "journal.jsonl")
 FOLDERS = ("store", "notes", "logs", "job", "damaged")
 
 
@@ -73,13 +80,27 @@ class Asked:
     observer: Observer
     where: Where
     how: planning.Access
+    chunk: budgets.Chunk
+    budget: budgets.Budget | None  # of a worker
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property
     def plan(self) -> Plan:
         """The plan, before anything is counted."""
-        mark = self.fingerprint
-        return planning.asked_plan(self.fileset, self.settings, self.workflow.name, mark.digest, mark.parts)
+        return planning.asked_plan(
+            self.fileset, self.settings, self.workflow.name, self.fingerprint, self.chunk
+        )
+
+    def like(self, kept: Plan | None) -> Asked:
+        """The same, with chunks as a kept plan has them where the command says nothing of them."""
+        if kept is None or self.settings.chunk is not None:
+            return self
+        return replace(self, chunk=budgets.AUTO if kept.auto else kept.chunk)
+
+    @property
+    def known(self) -> dict[str, Fit]:
+        """What the analysis needed of memory when it was measured last, by dataset."""
+        return footprints.recall(self.fingerprint.digest, self.settings.cache)
 
 
 def execute(
@@ -91,37 +112,48 @@ def execute(
     folder: Path | None = None,
 ) -> Outcome:
     """Do what the settings say; errors of use are raised before any work starts."""
-    asked = _asked(settings, observer or Silent(), workflow, fileset, folder)
-    _look_ahead(asked)
+    observer = observer or Silent()
+    place = _place(settings, observer)
+    ahead = _look_ahead(settings, place, folder or settings.outputdir)
+    asked = _asked(settings, observer, workflow, fileset, folder, place=place)
+    _heed(asked, ahead)
     # Whoever overtakes this lock took this runner for dead: it must then write no more.
     with lock.hold(asked.folder, lost=asked.stop):
         if settings.overwrite:
             _wipe(asked.folder)
         try:
             plan = _kept_or_new(asked)
-            return _already_done(asked, plan) or _work(asked, plan)
+            done = _already_done(asked, plan)
+            if done is not None:
+                return done
+            if settings.check:
+                budgets.refuse(plan, asked.known, asked.budget)
+            return _work(asked, plan)
         except OSError as error:
             raise SiteError(f"{asked.folder}: {error.strerror or error}") from error
 
 
-def _look_ahead(asked: Asked) -> None:
-    """Refuse what the site would refuse later, with the command that mends it."""
-    if asked.where.local or not asked.settings.check:
-        return
-    from executors.checking import before_run, one_line
+def _look_ahead(settings: Settings, place: Where, folder: Path) -> Ahead | None:
+    """Begin to ask whether the site would refuse later."""
+    if place.local or not settings.check:
+        return None
+    from executors.ahead import Ahead
 
-    for warning in before_run(asked.where, asked.folder, insecure=asked.settings.insecure):
+    return Ahead(place, folder, insecure=settings.insecure)
+
+
+def _heed(asked: Asked, ahead: Ahead | None) -> None:
+    """Refuse what the site would refuse later, with the command that mends it."""
+    if ahead is None:
+        return
+    from executors.checking import one_line
+
+    for warning in ahead.warnings(asked.folder):
         asked.observer.message("warning", one_line(warning))
 
 
-def _asked(
-    settings: Settings, observer: Observer, workflow: Workflow | None, fileset: Any, folder: Path | None
-) -> Asked:
-    from executors import selection
-    from executors.fileset import read_fileset
-    from executors.fingerprint import fingerprint
+def _place(settings: Settings, observer: Observer) -> Where:
     from executors.where import where
-    from executors.workflow import load_workflow
 
     place = where(settings)
     if place.why:
@@ -130,6 +162,24 @@ def _asked(
         observer.message("warning", warning)
     if settings.scaleout is not None and place.local:
         observer.message("warning", "--scaleout is for batch sites; on this machine -j says how many workers")
+    return place
+
+
+def _asked(
+    settings: Settings,
+    observer: Observer,
+    workflow: Workflow | None = None,
+    fileset: Any = None,
+    folder: Path | None = None,
+    *,
+    place: Where | None = None,
+) -> Asked:
+    from executors import selection
+    from executors.fileset import read_fileset
+    from executors.fingerprint import fingerprint
+    from executors.workflow import load_workflow
+
+    place = place or _place(settings, observer)
     workflow = workflow or load_workflow(settings.wf, settings.wf_arg)
     read = read_fileset(settings.json if fileset is None else fileset)
     for warning in read.warnings:
@@ -144,7 +194,11 @@ def _asked(
         observer.message("warning", note)
     folder = folder or settings.outputdir / outputs.run_name(workflow.name, read.name)
     how = planning.access(chosen, place.site, settings, os.environ)
-    return Asked(settings, workflow, chosen, mark, folder, observer, place, how)
+    memory = budgets.budget(place)
+    chunk = budgets.chosen(settings, memory)
+    if chunk == budgets.AUTO and memory is None:
+        memory = budgets.of_machine(place.slots)
+    return Asked(settings, workflow, chosen, mark, folder, observer, place, how, chunk, memory)
 
 
 def _columns(settings: Settings, workflow: Workflow) -> tuple[str, ...]:
@@ -173,18 +227,38 @@ def _kept_or_new(asked: Asked) -> Plan:
     ).get("outputs")
     if not begun:
         kept = None  # nothing is counted or written yet: what is asked now is what counts
+    asked = asked.like(kept)
     if kept is not None:
         planning.compare(kept, asked.plan, asked.folder)
         _same_analysis(asked, kept)
     start = asked.plan if kept is None else _mended_files(asked, kept)
     with stopping(asked.stop):
         plan = planning.fill_counts(start, asked.settings, asked.how, asked.observer.message, asked.stop)
+    if kept is None:
+        plan = _cut_like(asked, plan)
     if asked.stop.is_set():
         raise InterruptedRunError("interrupted while counting; the same command goes on from here")
     if plan != kept:
         plan.save(path)
+        beside(path).unlink(missing_ok=True)  # what it held is in the plan now, or of another one
     if asked.settings.validate:
         _validate(asked, plan)
+    return plan
+
+
+def _cut_like(asked: Asked, plan: Plan) -> Plan:
+    """The plan with the ranges of another run, where the command says so."""
+    folder = asked.settings.ranges
+    if folder is None:
+        return plan
+    try:
+        plan, left = planning.cut_like(plan, Plan.load(folder / "plan.json"))
+    except OSError as error:
+        raise UsageError(f"--ranges {folder}: no run lies there: {error.strerror}") from error
+    if left:
+        asked.observer.message(
+            "warning", f"{words.number(left, 'file')} of which {folder} has no ranges: by memory"
+        )
     return plan
 
 
@@ -244,6 +318,7 @@ def plan_only(settings: Settings, *, observer: Observer | None = None) -> Outcom
     asked = _asked(settings, observer or Silent(), None, None, None)
     path = asked.folder / "plan.json"
     kept = Plan.load(path) if path.exists() and not settings.overwrite else None
+    asked = asked.like(kept)
     if kept is not None:
         planning.compare(kept, asked.plan, asked.folder)
     plan = planning.fill_counts(kept or asked.plan, settings, asked.how, asked.observer.message, asked.stop)
@@ -258,11 +333,41 @@ def plan_only(settings: Settings, *, observer: Observer | None = None) -> Outcom
         asked.folder,
         kept=kept is not None,
         urls=asked.how.urls,
+        memory=budgets.lines(plan, asked.known, asked.budget),
         where=asked.where.words,
         job=job,
     )
     unknown = sum(f.entries is None for d in plan.datasets for f in d.files)
-    return Outcome(IncompleteError.exit_code if unknown else 0, text, None, data)
+    code = IncompleteError.exit_code if unknown else 0
+    try:
+        if settings.check:
+            budgets.refuse(plan, asked.known, asked.budget)
+    except SiteError as error:
+        asked.observer.message("error", error.message)
+        code = error.exit_code
+    return Outcome(code, text, None, data)
+
+
+def profile_memory(settings: Settings, *, observer: Observer | None = None) -> Outcome:
+    """What a run would need of memory, by a few pieces of each dataset; no run is begun or changed."""
+    from executors.memory.probe import profile
+
+    asked = _asked(settings, observer or Silent(), None, None, None)
+    return profile(asked, _analysis(asked, asked.plan))
+
+
+def expected_memory(settings: Settings) -> Check:
+    """Whether a run would fit into the memory of a worker, by what was measured of its analysis before."""
+    from sites.scene import Check
+
+    asked = _asked(settings, Silent(), None, None, None)
+    plan = planning.fill_counts(asked.plan, settings, asked.how, asked.observer.message, asked.stop)
+    said = "; ".join(budgets.lines(plan, asked.known, asked.budget)) or "nobody says what a worker has"
+    try:
+        budgets.refuse(plan, asked.known, asked.budget)
+    except SiteError as error:
+        return Check("memory", False, said, error.message.splitlines()[-1])
+    return Check("memory", True if asked.known and asked.budget else None, said)
 
 
 # -- the work ---------------------------------------------------------------------------------------
@@ -312,6 +417,7 @@ def _work(asked: Asked, plan: Plan) -> Outcome:
     slots = 1 if inline else want.lanes
     began = time.monotonic()
     with stopping(asked.stop, place.stop, 4.0 if inline else None), contextlib.ExitStack() as stack:
+        stack.callback(analysis.close)
         try:
             pool = stack.enter_context(spot.engine.open(spot.site, want))
         except ExecutorsError:
@@ -378,16 +484,21 @@ def _drive(asked: Asked, plan: Plan, place: Place, opened: Opened) -> Outcome:
     _tell_odd_files(asked, plan)
     tree = Tree(plan)
     journal = Journal(place.run / "journal.jsonl", redact)
+    ranges = Ranges(beside(place.run / "plan.json"))
+    have = asked.budget or (budgets.of_machine(opened.slots) if plan.auto else None)
+    sizing = Sizing([d.name for d in plan.datasets], budget=have.memory if have else None, known=asked.known)
     drive = Drive(
         tree, place, opened.call, opened.pool, _terms(asked.settings, opened), journal=journal,
         observer=asked.observer, stop=asked.stop, urls=dict(asked.how.urls),
-        combine_here=None if place.shared else merge_here(place, analysis),
+        combine_here=None if place.shared else merge_here(place, analysis), sizing=sizing, ranges=ranges,
     )  # fmt: skip
     finish = Finish(drive, analysis, asked.workflow.processor, asked.settings, asked.folder)
     finish.mixed = asked.fingerprint.digest != plan.fingerprint
     drive.on_split = finish.split
     try:
-        journal.write("run", pid=os.getpid(), executor=asked.settings.executor, argv=sys.argv[:1])
+        journal.write(
+            "run", pid=os.getpid(), executor=asked.settings.executor, argv=sys.argv[:1], budget=sizing.budget
+        )
         resumed = drive.resume()
         drive.ledger.resumed()
         asked.observer.started(drive.ledger.rows(), workers=opened.slots, resumed_events=resumed)
@@ -401,6 +512,9 @@ def _drive(asked: Asked, plan: Plan, place: Place, opened: Opened) -> Outcome:
         return finish.outcome(selected, opened.began, opened.close)
     finally:
         journal.close()
+        ranges.close()
+        if not opened.inline:  # the runner's own memory is in what it measures of itself
+            footprints.remember(asked.fingerprint.digest, sizing.fits(), asked.settings.cache)
 
 
 def _tell_odd_files(asked: Asked, plan: Plan) -> None:

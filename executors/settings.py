@@ -183,7 +183,7 @@ def _converted(found: Option, value: Any, where: str) -> Any:
 def _check(found: Option, value: Any, where: str) -> None:
     least = found.about.get("least")
     most = found.about.get("most", LARGEST)
-    if least is not None and value is not None and not least <= value <= most:
+    if least is not None and isinstance(value, int | float) and not least <= value <= most:
         raise UsageError(f"{where}: expected at {f'most {most}' if value > most else f'least {least}'}")
     for text in value if isinstance(value, tuple | list) else (value,):
         if isinstance(text, str | Path) and any(ord(char) < 32 or ord(char) == 127 for char in str(text)):

@@ -76,7 +76,8 @@ class Progress:
         files = sum(row.files for row in datasets)
         events = sum(row.events_planned for row in datasets)
         chunks = sum(row.chunks_planned for row in datasets)
-        text = f"{amount(events)} events in {chunks:,} chunks of {files:,} files, {len(datasets):,} datasets"
+        cut = f"{chunks:,} chunks of " if chunks else ""  # else sizes follow the memory: none is chosen yet
+        text = f"{amount(events)} events in {cut}{files:,} files, {len(datasets):,} datasets"
         if workers:
             text += f", on {workers:,} workers"
         if resumed_events:

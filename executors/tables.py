@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from executors.work.report import DatasetCount, Summary
 
-_HEAD = ("dataset", "files", "planned", "counted", "missing", "why")
+_HEAD = ("dataset", "files", "planned", "counted", "missing", "peak", "an event", "why")
+_MEMORY = (5, 6)  # of these
 
 
 def amount(value: float) -> str:
@@ -79,23 +80,37 @@ def clipped(text: str, width: int) -> str:
 
 
 def summary_table(rows: Sequence[DatasetCount], width: int = 100) -> str:
-    """The accounting of a run: dataset, files, events planned, counted, missing and why; a line for all."""
+    """The accounting of a run: dataset, files, events planned, counted, missing and why; a line for all.
+
+    What the chunks needed of memory is told where there is room for it.
+    """
     body = [_cells_of(row) for row in rows]
     if len(rows) != 1:
         body.append(_total(rows))
-    columns = 6 if any(line[5] for line in body) else 5
-    table = [_HEAD[:columns], *(line[:columns] for line in body)]
+    table = _columns([_HEAD, *body], width)
+    columns, why = len(table[0]), table[0][-1] == _HEAD[-1]
     widths = [max(cells(line[i]) for line in table) for i in range(columns)]
     # Numbers are never cut; what is too long is the name, or the reason.
-    fixed = sum(widths[1:5]) + 2 * (columns - 1)
-    widths[0] = min(widths[0], max(width - fixed - (20 if columns == 6 else 0), 8))
-    if columns == 6:
-        widths[5] = max(min(widths[5], width - fixed - widths[0]), 8)
-    lines = [_row(line, widths) for line in table]
+    fixed = sum(widths[1 : columns - why]) + 2 * (columns - 1)
+    widths[0] = min(widths[0], max(width - fixed - (20 if why else 0), 8))
+    if why:
+        widths[-1] = max(min(widths[-1], width - fixed - widths[0]), 8)
+    lines = [_row(line, widths, left=(0, columns - 1) if why else (0,)) for line in table]
     lines.insert(1, "─" * min(width, max(cells(text) for text in lines)))
     if len(rows) != 1:
         lines.insert(-1, lines[1])
     return "\n".join(lines)
+
+
+def _columns(table: Sequence[Sequence[str]], width: int) -> list[list[str]]:
+    """The columns that have something to say; those on memory only where all others still fit beside them."""
+    said = [i for i in range(len(_HEAD)) if i < _MEMORY[0] or any(line[i] for line in table[1:])]
+    widths = [max(cells(line[i]) for line in table) for i in range(len(_HEAD))]
+    widths[-1] = min(widths[-1], 20)  # a reason may be clipped
+    needed = sum(widths[i] for i in said)
+    if needed + 2 * (len(said) - 1) > width:
+        said = [i for i in said if i not in _MEMORY]
+    return [[line[i] for i in said] for line in table]
 
 
 def _cells_of(row: DatasetCount) -> tuple[str, ...]:
@@ -107,6 +122,8 @@ def _cells_of(row: DatasetCount) -> tuple[str, ...]:
         f"{row.events_planned:,}",
         f"{row.events_counted:,}",
         _missing(missing, row.files_unopened),
+        size(row.peak_memory) if row.peak_memory else "",
+        size(row.bytes_per_event) if row.bytes_per_event else "",
         why,
     )
 
@@ -121,15 +138,16 @@ def _total(rows: Sequence[DatasetCount]) -> tuple[str, ...]:
     counted = sum(row.events_counted for row in rows)
     files = sum(row.files for row in rows)
     missing = _missing(planned - counted, sum(row.files_unopened for row in rows))
-    return ("all", f"{files:,}", f"{planned:,}", f"{counted:,}", missing, "")
+    peak = max((row.peak_memory for row in rows), default=0)
+    return ("all", f"{files:,}", f"{planned:,}", f"{counted:,}", missing, size(peak) if peak else "", "", "")
 
 
-def _row(line: Sequence[str], widths: Sequence[int]) -> str:
+def _row(line: Sequence[str], widths: Sequence[int], left: Sequence[int]) -> str:
     parts = []
     for i, (text, width) in enumerate(zip(line, widths, strict=True)):
         shown = clipped(text, width)
         gap = " " * (width - cells(shown))
-        parts.append(shown + gap if i in (0, 5) else gap + shown)
+        parts.append(shown + gap if i in left else gap + shown)
     return "  ".join(parts).rstrip()
 
 

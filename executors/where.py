@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from executors import words
 from executors.options import options
+from executors.work import limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from executors.options import Settings
     from sites.profile import SiteProfile
 
+AUTO = "auto"  # for the number of workers: as many as fit
 HERE = 3  # worker processes on this machine where nobody says how many
 CARRIERS = ("condor", "existing")  # what brings files to its jobs, or has none of ours
 JOBS = 6  # batch jobs, likewise
@@ -36,7 +38,7 @@ class Where:
     origins: Mapping[str, str]  # where each of the site's values comes from
     workers: int  # of a job, or of this machine
     jobs: int
-    why: str = ""  # why this site, where it was found and not named
+    why: str = ""  # why this site, where it was found and not named; why so many workers, likewise
     warnings: tuple[str, ...] = ()
 
     @property
@@ -80,8 +82,11 @@ class Where:
         return max(1, min(self.jobs, -(-chunks // self.workers)))
 
 
-def where(settings: Settings) -> Where:
-    """The engine and the site that the settings name; errors of use say what to type instead."""
+def where(settings: Settings, need: int = limits.NEED) -> Where:
+    """The engine and the site that the settings name; errors of use say what to type instead.
+
+    ``need`` is what a worker is thought to need of memory, where as many are to be as fit.
+    """
     from executors import registry
 
     if settings.voms:
@@ -91,12 +96,26 @@ def where(settings: Settings) -> Where:
         settings.executor, overrides=asked_of_site(settings), site_file=settings.site_file
     )
     site = placed.site
-    workers, jobs = settings.workers or HERE, 1
+    workers, why, jobs = _workers(settings.workers, site, need), placed.why, 1
+    if isinstance(workers, limits.Choice):
+        workers, fitting = workers
+        if placed.engine.capabilities.isolates:
+            why = "; ".join(filter(None, (why, f"-j auto: {words.number(workers, 'worker')}, {fitting}")))
     if site.scheduler is not None:
-        workers = site.job.workers or site.resources.cores
         jobs = settings.scaleout or JOBS
         jobs = min(jobs, site.limits.jobs or jobs)
-    return Where(placed.engine, site, placed.origins, workers, jobs, placed.why, placed.warnings)
+    return Where(placed.engine, site, placed.origins, workers, jobs, why, placed.warnings)
+
+
+def _workers(asked: int | str | None, site: SiteProfile, need: int) -> int | limits.Choice:
+    cores = site.resources.cores
+    if site.scheduler is not None:
+        return (
+            limits.Choice(cores, "one for each core of a job") if asked == AUTO else site.job.workers or cores
+        )
+    if asked == AUTO:
+        return limits.choice(need, promised=site.resources.memory)
+    return int(asked or HERE)
 
 
 def asked_of_site(settings: Settings) -> dict[str, Any]:
@@ -112,7 +131,7 @@ def asked_of_site(settings: Settings) -> dict[str, Any]:
             asked[key] = list(value) if isinstance(value, tuple) else value
     if port := asked.get("ports.scheduler"):
         asked["ports.scheduler"] = [port, port]
-    if settings.workers is not None:
+    if settings.workers not in (None, AUTO):
         asked["job.workers"] = settings.workers
     if "shares_store" in asked:
         asked["shares_store"] = asked["shares_store"] == "yes"

@@ -186,6 +186,12 @@ class Limits:
     submissions_per_second: float = _key(number, 5.0, "submit commands")
     polls_per_minute: float = _key(number, 6.0, "questions to the scheduler, each for all jobs")
     jobs_per_submission: int = _key(count, 100, "jobs of one submit command")
+    memory: int | None = _key(
+        size,
+        None,
+        "the most that a job may ask for: when some ended for memory, the next ask for half as much again, "
+        "up to this; not set: for no more",
+    )
     start: float = _key(span, 3600.0, "so long without any worker, and the run gives up")
     death: float = _key(span, 60.0, "a worker that has lost its runner ends after so long")
 

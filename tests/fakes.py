@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +154,16 @@ def make_plan(files=(10, 0, 25, 7), chunk=5, fsize=None, datasets=("a",), finger
     )
 
 
+def auto_plan(files=(1_000_000,), datasets=("a",), **kw) -> Plan:
+    """A plan whose sizes follow the memory."""
+    plan = make_plan(files, chunk=200_000, datasets=datasets, **kw)
+    return replace(
+        plan,
+        choices={"chunk": "auto"},
+        datasets=tuple(replace(d, files=tuple(replace(f, cuts=()) for f in d.files)) for d in plan.datasets),
+    )
+
+
 def make_place(folder: Path, **kw) -> Place:
     place = Place(folder, **kw)
     for name in ("store", "notes", "logs"):
@@ -170,7 +180,9 @@ def call_for(analysis, place):
     return call
 
 
-def make_drive(plan, folder, pool, analysis=None, *, wrap=None, shared=True, **terms):
+def make_drive(
+    plan, folder, pool, analysis=None, *, wrap=None, shared=True, sizing=None, ranges=None, **terms
+):
     place = make_place(Path(folder), shared=shared)
     analysis = analysis or FakeAnalysis()
     call = call_for(analysis, place)
@@ -185,6 +197,8 @@ def make_drive(plan, folder, pool, analysis=None, *, wrap=None, shared=True, **t
         observer=Silent(),
         stop=threading.Event(),
         combine_here=None if shared else call_for(analysis, make_place(Path(folder))),
+        sizing=sizing,
+        ranges=ranges,
     )
 
 

@@ -6,6 +6,7 @@ is the engine's; how a batch system is asked is the scheduler's.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import replace
@@ -16,7 +17,7 @@ from executors.batch.pace import Pace
 from executors.batch.reasons import fate_of_log
 from executors.batch.roster import Roster
 from executors.batch.schedulers import SubmissionError
-from executors.errors import EngineError, SiteError, UsageError
+from executors.errors import EngineError, ExecutorsError, SiteError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,6 +36,9 @@ LEAVE = 20.0  # seconds that close() waits for an empty queue
 LONG = 3600.0
 BACKOFF = 300.0  # seconds, the longest pause after refusals or failed starts
 SUBMITTING = "submitting"  # a file that is there while a command submits: the keeper looks for it
+OUTGROWN = 2  # workers that needed more than is theirs, and the next jobs get more
+GROWTH = 1.5
+MIB = 1 << 20
 DEAF = 3  # looks in a row without an answer, and it is said
 
 
@@ -48,12 +52,15 @@ class Crew:
         limits: Limits,
         tell: Callable[[str, str], None],
         *,
+        grow: Callable[[int], JobSpec] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``grow``: the same job with so much memory, where it can have more."""
         self.failure: SiteError | None = None  # why it makes no sense to go on
         self.on_failure: Callable[[SiteError], None] = lambda _: None
         self._scheduler, self._spec, self._limits = scheduler, spec, limits
-        self._tell, self._clock = tell, clock
+        self._tell, self._clock, self._grow = tell, clock, grow
+        self._outgrown: list[str] = []  # what said that jobs of the present size are too small
         self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
@@ -112,6 +119,34 @@ class Crew:
             self._roster.start(job_id)
             self._failed_starts = self._bad_looks = 0
             self._without = self._clock()
+
+    def outgrown(self, job_id: str) -> None:
+        """A worker of this job needed more memory than is its own."""
+        with self._lock:
+            job = self._roster.find(job_id)
+        if job is not None:
+            self._ask_for_more(job.memory, f"a worker of {job.state.id}")
+
+    def _ask_for_more(self, had: int | None, what: str, *, enough: int = OUTGROWN) -> None:
+        """Have the next jobs ask for more, if this one had what they would ask for now."""
+        with self._lock:
+            now, most = self._spec.memory, self._limits.memory
+            if self._grow is None or now is None or most is None or had != now or now >= most:
+                return
+            self._outgrown.append(what)
+            if len(self._outgrown) < enough:
+                return
+            count, self._outgrown = len(self._outgrown), []
+            more = min(most, math.ceil(GROWTH * now / MIB) * MIB)
+            try:
+                self._spec = self._grow(more)
+            except (OSError, ExecutorsError) as error:
+                text = f"jobs cannot ask for more memory: {error}"
+            else:
+                text = (
+                    f"jobs ask for {more / 1e9:.3g} GB now: {count} ended for memory with {now / 1e9:.3g} GB"
+                )
+        self._once("warning", text)
 
     def fate(self, job_id: str, timeout: float) -> Fate:
         """What the batch system says became of a job; "" if it runs on, or nothing is known in time."""
@@ -275,6 +310,8 @@ class Crew:
             self._roster.settle(job)
         if job.dropped:
             return False
+        if state.fate == "memory":
+            self._ask_for_more(job.memory, state.id, enough=1)
         text = f"{_end(job)}; it is replaced while it is wanted"
         if not job.started:
             self._failed_start(job, file, lines)
@@ -298,10 +335,12 @@ class Crew:
     # Submitting and removing.
 
     def _submit(self, count: int) -> None:
-        mark = self._spec.folder / SUBMITTING
+        with self._lock:
+            spec = self._spec
+        mark = spec.folder / SUBMITTING
         try:
             mark.touch()
-            ids = self._scheduler.submit(self._spec, count)
+            ids = self._scheduler.submit(spec, count)
         except OSError as error:
             self._fail(SiteError(f"{mark.parent}: {error.strerror}: jobs cannot be submitted from there"))
             return
@@ -318,7 +357,7 @@ class Crew:
             return
         with self._lock:
             now = self._clock()
-            self._roster.add(ids, now)
+            self._roster.add(ids, now, spec.memory)
             self._refusals = 0
             self._last.pop("refusal", None)
             self._next_submission = max(

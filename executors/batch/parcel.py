@@ -36,6 +36,7 @@ if sys.version_info < (3, 11):
 from executors.batch.parcel import run
 sys.exit(run(sys.argv[1:]))
 """
+JOB_MEMORY = "EXECUTORS_JOB_MEMORY"  # what this job asked for in bytes, where that is more than the first did
 PREFIX, LOCK = "cs-", ".lock"
 UNFIT = 69  # EX_UNAVAILABLE of sysexits.h
 JOB_IDS = ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID", "JOB_ID")
@@ -113,6 +114,8 @@ def run(words: list[str]) -> int:
         _sweep(local.parent)
         settings["lock"] = _lock(local)  # held as long as this process lives
         settings |= {"local": str(local), "files": str(source.parent), "job": job_id(os.environ)}
+        if given := os.environ.get(JOB_MEMORY):
+            settings["memory"] = int(given)
         if settings.get("environment") and not _settled(source.parent, settings["environment"], local):
             return UNFIT
         return int(_pilot(settings["pilot"], local)(settings) or 0)

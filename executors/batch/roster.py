@@ -30,6 +30,7 @@ class Job:
     missed: int = 0  # looks in a row that did not show it
     hopeless: int = 0  # looks in a row that said it never starts
     ran: float | None = None  # since when it was seen running
+    memory: int | None = None  # bytes that it asked for
 
     @property
     def ids(self) -> tuple[str, str]:
@@ -47,10 +48,10 @@ class Roster:
         self._starts: set[str] = set()
         self._evicted: set[str] = set()
 
-    def add(self, ids: Iterable[str], now: float) -> None:
+    def add(self, ids: Iterable[str], now: float, memory: int | None = None) -> None:
         """Jobs that were submitted."""
         for one in ids:
-            self.jobs.setdefault(one, Job(JobState(one, "pending", "submitted"), now))
+            self.jobs.setdefault(one, Job(JobState(one, "pending", "submitted"), now)).memory = memory
 
     def start(self, job_id: str) -> None:
         """A worker of this job was seen; it may be known here later than that."""

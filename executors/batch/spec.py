@@ -8,17 +8,20 @@ from __future__ import annotations
 import getpass
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from executors.batch.parcel import JOB_MEMORY
 from executors.errors import SiteError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sites.profile import Scalar, SiteProfile
+
+    Describe: TypeAlias = Callable[[SiteProfile, Path, Mapping[str, str]], "JobSpec"]
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -95,6 +98,24 @@ def spec_of(
         logs=logs,
         shared=site.shares_store,
     )
+
+
+def growing(site: SiteProfile, folder: Path, described: Describe) -> Callable[[int], JobSpec] | None:
+    """The same job with more memory, described anew; None where the site gives what it gives.
+
+    In a folder of its own: some batch systems read a job's files when it starts. What it has it is told by
+    its environment, since the files that it is sent are the same for all.
+    """
+    if "resources.memory" in site.fixed:
+        return None
+
+    def grown(memory: int) -> JobSpec:
+        place = folder / f"memory-{memory}"
+        place.mkdir(mode=0o700, exist_ok=True)
+        larger = replace(site, resources=replace(site.resources, memory=memory))
+        return described(larger, place, {JOB_MEMORY: str(memory)})
+
+    return grown
 
 
 def _lasting(site: SiteProfile) -> tuple[str | None, float | None]:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from executors.coffea import classify as told
 from executors.coffea.columns import Columns, undeclared
 from executors.coffea.events import Input, open_input, schema_named
+from executors.coffea.kept import Kept
 from executors.coffea.xrootd import PROTOCOL, forgotten_if_failing, settle
 from executors.errors import AnalysisError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from executors.work.model import FileSlice, Kind
     from executors.work.packed import Packed
@@ -53,6 +55,7 @@ class CoffeaAnalysis:
         self.client = dict(
             client or {}
         )  # what the XRootD client is told, also by workers that others started
+        self._kept = Kept()
         self._path: str | None = None  # the input opened last, to judge an error by
 
     @contextlib.contextmanager
@@ -61,18 +64,26 @@ class CoffeaAnalysis:
         self._path = piece.address
         if piece.address.startswith(PROTOCOL):
             settle(self.client)
-        opened = open_input(
-            piece,
-            self.schema,
-            Columns(self.columns) if self.columns is not None else None,
-            dataset=dataset,
-            metadata=self.datasets.get(dataset, {}),
-            timeout=self.timeout,
-            options=self.uproot_options,
-            lazy=self.lazy,
-        )
-        with opened as source:
+        metadata = self.datasets.get(dataset, {})
+
+        def opened() -> AbstractContextManager[Input]:
+            return open_input(
+                piece,
+                self.schema,
+                Columns(self.columns) if self.columns is not None else None,
+                dataset=dataset,
+                metadata=metadata,
+                timeout=self.timeout,
+                options=self.uproot_options,
+                lazy=self.lazy,
+            )
+
+        with self._kept.open(piece, dataset, metadata, opened) as source:
             yield OpenChunks(source, self.processor, piece.address)
+
+    def close(self) -> None:
+        """Close the file that is kept open for a next task."""
+        self._kept.close()
 
     def pack(self, value: Any) -> Packed:
         """The flat form of one accumulator."""
@@ -109,8 +120,11 @@ class OpenChunks:
 
     def process(self, start: int, stop: int) -> Any:
         """The accumulator of entries ``start`` to ``stop``."""
+        self._source.failed = True  # unless this comes to its end
         with forgotten_if_failing(self._address):
-            return self._process(start, stop)
+            out = self._process(start, stop)
+        self._source.failed = False
+        return out
 
     def _process(self, start: int, stop: int) -> Any:
         events = self._source.events(start, stop)

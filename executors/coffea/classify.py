@@ -103,7 +103,7 @@ _LIBRARY = tuple(
 )
 _PACKAGES = tuple(f"{os.sep}{name}-packages{os.sep}" for name in ("site", "dist"))
 # Modules of ours that do nothing but read the input, and the two methods of coffea that fetch a column.
-_READERS = frozenset({"count.py", "events.py", "template.py"})
+_READERS = frozenset({"count.py", "events.py", "kept.py", "reads.py", "template.py"})
 _FETCH = frozenset({"extract_column", "get_column_handle"})
 _MAPPING = os.path.join("coffea", "nanoevents", "mapping") + os.sep  # noqa: PTH118 - part of a file name
 _FACTORY = os.path.join("coffea", "nanoevents", "factory.py")  # noqa: PTH118 - part of a file name

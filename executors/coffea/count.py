@@ -42,8 +42,9 @@ TTREE = "TTree"
 RNTUPLE = "RNTuple"
 CLASSES = {"TTree": TTREE, "TNtuple": TTREE, "TNtupleD": TTREE, "ROOT::RNTuple": RNTUPLE}
 USUAL = "Events"
-# Bytes of a tree's record that are read first; its number of entries lies in the first few hundred.
-HEAD = 64 << 10
+# Bytes of a tree's record that are read first; its number of entries lies in the first few hundred. As much
+# as a server sends before it waits to hear that the first packets have come.
+HEAD = 12 << 10
 NEEDED = 8 << 10  # uncompressed bytes that hold the number of entries, however long the tree's title
 
 Identity: TypeAlias = tuple[str, int, int]

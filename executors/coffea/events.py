@@ -15,8 +15,9 @@ import coffea.nanoevents
 import uproot
 from coffea.nanoevents import BaseSchema, NanoAODSchema
 
-from executors.coffea.classify import ChangedFileError, InputError
+from executors.coffea.classify import ChangedFileError, InputError, remote
 from executors.coffea.count import identity, refuse_cut, seconds, tree_key
+from executors.coffea.reads import Reads
 from executors.coffea.template import public_events, template_for
 from executors.coffea.xrootd import forgotten_if_failing
 from executors.errors import UnknownNameError, UsageError
@@ -68,17 +69,47 @@ class Input:
         *,
         schema: Any,
         columns: Columns | None,
-        about: Mapping[str, Any],
+        dataset: str,
+        metadata: Mapping[str, Any],
         lazy: bool,
     ) -> None:
-        self._file, self._piece, self._schema, self._about = file, piece, schema, about
+        self._file, self._schema = file, schema
         tree_key(piece.path, file, piece.treename)
         self._tree = file[piece.treename]
+        self._piece = piece
         self._refuse_another()
         self._names: frozenset[str] | None = None
         if columns is not None:
             self._names = columns.chosen(self._tree.keys(), (*IDS, *getattr(schema, "event_ids", ())))
         self._template = self._made_template() if lazy else None
+        self._reads: Reads | None = None
+        self._frozen = False
+        self.failed = False  # whether anything went wrong with it: it is then not used again
+        self._begin(piece, dataset, metadata, width=self.width)
+
+    def serve(self, piece: FileSlice, dataset: str, metadata: Mapping[str, Any]) -> None:
+        """Be the input of another slice of the same file."""
+        self._piece = piece
+        self._refuse_another()
+        self._begin(piece, dataset, metadata, width=0)
+
+    def _begin(self, piece: FileSlice, dataset: str, metadata: Mapping[str, Any], width: int) -> None:
+        self._dataset, self._metadata = dataset, dict(metadata)
+        if self._template is not None and piece.parts == 1:  # else even one chunk was too much at once
+            self._reads = Reads(self._tree, piece.ranges, self._template.read, dataset)
+            if remote(piece.address):
+                self._reads.look_ahead()
+        _aside.freeze(width)
+        self._frozen = True
+
+    def rest(self) -> None:
+        """Nothing of it is used for now: let nothing read on, and garbage be collected as ever."""
+        reads, self._reads = self._reads, None
+        if reads is not None:
+            reads.close()
+        if self._frozen:
+            self._frozen = False
+            _aside.release()
 
     @property
     def bytes_read(self) -> int:
@@ -107,17 +138,17 @@ class Input:
             raise ChangedFileError(text, path=piece.path)
         uuid = self._tree.file.hex_uuid
         metadata = {
-            "dataset": self._about["dataset"],
+            "dataset": self._dataset,
             "filename": piece.path,
             "treename": piece.treename,
             "entrystart": start,
             "entrystop": stop,
             "fileuuid": uuid,
             # A copy: what one chunk does to it must not be seen by the next.
-            **copy.deepcopy(self._about["metadata"]),
+            **copy.deepcopy(self._metadata),
         }
         if self._template is not None:
-            return self._template.events(self._file, self._tree, start, stop, metadata)
+            return self._template.events(self._file, self._tree, start, stop, metadata, reads=self._reads)
         return public_events(
             self._file, self._tree, (start, stop), schema=self._schema, metadata=metadata, names=self._names
         )
@@ -160,7 +191,6 @@ def open_input(
     ``lazy=False`` makes every slice by coffea's own ``from_root``.
     """
     NanoAODSchema.warn_missing_crossrefs = False  # else 17 lines on each worker for what most files lack
-    about = {"dataset": dataset, "metadata": dict(metadata or {})}
     found = identity(piece.address)
     with contextlib.ExitStack() as stack:
         with _still(), forgotten_if_failing(piece.address):
@@ -171,9 +201,16 @@ def open_input(
             )
             if found is not None:
                 refuse_cut(piece.path, file.file.fEND, found[1])
-            source = Input(file, piece, schema=schema, columns=columns, about=about, lazy=lazy)
-            _aside.freeze(source.width)
-        stack.callback(_aside.release)
+            source = Input(
+                file,
+                piece,
+                schema=schema,
+                columns=columns,
+                dataset=dataset,
+                metadata=metadata or {},
+                lazy=lazy,
+            )
+        stack.callback(source.rest)
         yield source
 
 

@@ -17,12 +17,17 @@ import awkward as ak
 import uproot
 from coffea.nanoevents import BaseSchema, NanoAODSchema, NanoEventsFactory
 from coffea.nanoevents.mapping import TrivialUprootOpener, UprootSourceMapping
-from coffea.nanoevents.util import tuple_to_key
+from coffea.nanoevents.mapping.base import Accessed
+from coffea.nanoevents.util import quote, tuple_to_key
 
+from executors.coffea.reads import content, flat, offsets, offsets_of_counts
 from executors.coffea.records import lazy_record
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Callable, Hashable, Mapping
+
+    from executors.coffea.reads import Group, Reads, Take
+    from executors.work.model import Range
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,14 @@ ELEMENT = (
     "fType",
     "fStreamerType",
 )
+# How the key of a buffer goes on after the name of its column, and what it then is.
+LOAD = quote(",!load")
+TAKES: Mapping[str, Take] = {
+    "": flat,
+    quote(",!content"): content,
+    quote(",!offsets"): offsets,
+    quote(",!counts2offsets,!skip,!offsets"): offsets_of_counts,
+}
 _kept: OrderedDict[Hashable, Template | None] = OrderedDict()
 
 
@@ -50,6 +63,35 @@ class _Made:
 
     def behavior(self) -> Any:
         return self._behavior
+
+
+class SliceMapping(UprootSourceMapping):  # type: ignore[misc]
+    """Coffea's way to a file's columns, which looks first at what was read for several chunks."""
+
+    span: Range
+    log: list[Any]
+    group: Group | None = None
+
+    def __getitem__(self, key: str) -> Any:
+        """What makes the buffer of a key: coffea's steps in one, where they are the usual ones."""
+        longer = super().__getitem__(key)
+        column, _, steps = key.rpartition("/")[2].partition(LOAD)
+        take = TAKES.get(steps)
+        if take is None or self.group is None or not self.group.foresees(column):
+            return longer
+        return functools.partial(self._taken, key, column, take, longer)
+
+    def _taken(self, key: str, column: str, take: Take, longer: Callable[[], Any]) -> Any:
+        buffer = self.group.part(column, self.span, take) if self.group is not None else None
+        if buffer is None:
+            return longer()
+        self.log.append(Accessed(branch=column, buffer_key=key))
+        return buffer
+
+    def get_column_handle(self, columnsource: Any, name: str, allow_missing: bool) -> Any:
+        """The branch, or what answers for it."""
+        handle = super().get_column_handle(columnsource, name, allow_missing)
+        return handle if self.group is None or handle is None else self.group.column(name, handle)
 
 
 class SliceFactory(NanoEventsFactory):  # type: ignore[misc]
@@ -103,20 +145,34 @@ class Template:
         self.key_function = whole.attrs["@buffer_key"].func
         self.added = dict(self.form_dict["parameters"].get("metadata") or {})  # by the schema
         self.form = ak.forms.from_dict(self.form_dict)
+        self.read: dict[str, frozenset[str]] = {}  # by dataset, what the last chunks read
 
-    def events(self, file: Any, tree: Any, start: int, stop: int, metadata: Mapping[str, Any]) -> Any:
+    def events(
+        self,
+        file: Any,
+        tree: Any,
+        start: int,
+        stop: int,
+        metadata: Mapping[str, Any],
+        *,
+        reads: Reads | None = None,
+    ) -> Any:
         """The events of one entry range of a file of this structure."""
         uuid = str(tree.file.uuid)
-        mapping = UprootSourceMapping(
+        log: list[Any] = []
+        mapping = SliceMapping(
             TrivialUprootOpener({uuid: tree.file.file_path}),
             start,
             stop,
             cache={},
-            access_log=[],
+            access_log=log,
             file_handle=file,
             use_ak_forth=True,
             virtual=True,
         )
+        mapping.span, mapping.log = (start, stop), log
+        if reads is not None:
+            mapping.group = reads.group((start, stop), log)
         mapping.preload_column_source(uuid, tree.object_path, tree)
         parameters = {**self.form_dict["parameters"], "metadata": {**metadata, **self.added}}
         form = {**self.form_dict, "parameters": parameters}

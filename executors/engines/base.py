@@ -57,10 +57,11 @@ class Resources:
         return self.workers * self.jobs
 
 
+REMOVED = "removed"
 # What a batch system says of a job that took its worker along; any other reason is said as it is.
 FATES = {
     "walltime": "its batch job reached its walltime",
-    "removed": "its batch job was removed",
+    REMOVED: "its batch job was removed",
     "node": "its node went away",
     "exit": "its batch job ended",
 }

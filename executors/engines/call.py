@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 HEADER = struct.Struct("<cQ")
-CALL, OUTCOME, READY, FAILED, DIED, LANE, KILL, SAY, NEED = (
+CALL, OUTCOME, READY, FAILED, DIED, LANE, KILL, SAY, NEED, WORKER, RENEW = (
     b"C",
     b"O",
     b"R",
@@ -34,6 +34,8 @@ CALL, OUTCOME, READY, FAILED, DIED, LANE, KILL, SAY, NEED = (
     b"K",
     b"S",
     b"N",
+    b"W",
+    b"A",
 )
 SMALL = 1 << 16
 LOG_LIMIT = 16 << 20  # a task that prints a gigabyte must not fill the disk with it

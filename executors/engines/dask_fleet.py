@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
-from executors.engines.base import WorkerDied
+from executors.engines.base import REMOVED, WorkerDied
 from executors.errors import EngineError
 
 if TYPE_CHECKING:
@@ -74,6 +74,11 @@ class Member:
         self._death = self._death or death
         self._told.set()
 
+    @property
+    def peak(self) -> int:
+        """The most memory that it had, if its pilot said that."""
+        return 0 if self._death is None else self._death.peak
+
     def obituary(self, timeout: float) -> WorkerDied | None:
         """How it ended, if its pilot says so within the time."""
         self._told.wait(timeout)
@@ -85,6 +90,7 @@ class Fleet:
 
     def __init__(self) -> None:
         self.on_started: Callable[[str], object] = lambda _: None  # the first worker of this job came
+        self.on_heavy: Callable[[str], object] = lambda _: None  # a worker of this job took too much memory
         self.on_count: Callable[[int], object] = lambda _: None  # so many workers are connected
         self.order: Callable[[Member], object] = lambda _: None  # have this worker killed
         self.fate: Callable[[str, float], str] = lambda _, __: ""  # what the batch system knows of a job
@@ -116,10 +122,23 @@ class Fleet:
         """How a worker ended: its pilot knows best, then the batch system, then whoever gave the reason."""
         if member.usable:
             self.kill(member)  # it answered with an error of Dask's own: it cannot be trusted with more
-        if (death := member.obituary(OBITUARY_WAIT)) is not None:
+        death = member.obituary(OBITUARY_WAIT)
+        if death is not None and death.why != REMOVED:
             return death
         fate = self.fate(member.job, FATE_WAIT)
-        return member.obituary(0.0) or WorkerDied.of(fate or reason)
+        death = member.obituary(0.0)
+        if death is not None and death.why != REMOVED:
+            return death
+        if fate == "memory" and not self._is_largest(member):
+            fate = REMOVED  # the job was ended for what another took
+        peak = 0 if death is None else death.peak
+        return WorkerDied.of(fate or (reason if death is None else REMOVED), None, peak)
+
+    def _is_largest(self, member: Member) -> bool:
+        """Whether no other worker of its job was larger, as far as the pilot could say it."""
+        with self._changed:
+            others = [one for one in (*self._here.values(), *self._past.values()) if one.job == member.job]
+        return member.peak >= max(one.peak for one in (*others, member))
 
     def joined(self, name: str, address: str) -> None:
         """A worker has connected."""
@@ -155,6 +174,8 @@ class Fleet:
             member = self._here.get(name) or self._past.get(name)
         if member is not None:
             member.buried(death)
+        if death.why == "memory":
+            self.on_heavy(job_of(name))
 
     def refused(self, text: str) -> None:
         """A new worker could not be dressed; when that is the rule, no worker will ever come."""

@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 import uuid
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ LOOK = 5.0
 RESULT_WAIT = 300.0
 LEAVE_WAIT = 5.0
 REFUSALS = 3
+STALE = 100  # names that travel with each call; those before them have ended long ago
 IDLE = 20.0  # seconds a process of ours outlives its last call: a killed runner leaves nothing for long
 # What shapes results: equal here and there, or no comparison with another run holds.
 PACKAGES = ("coffea", "uproot", "awkward", "hist", "boost-histogram")
@@ -90,6 +92,7 @@ class Foreign:
         self._lock, self._counting = threading.Lock(), threading.Lock()
         self._refusals = 0
         self._fits = False
+        self.stale: deque[str] = deque(maxlen=STALE)  # guests that are to make no more calls
         dask.config.set(
             {
                 "distributed.admin.large-graph-warning-threshold": "1TB",
@@ -211,6 +214,7 @@ class ForeignSlot:
     def __init__(self, cluster: Foreign) -> None:
         self._cluster = cluster
         self._future: Any = None
+        self.worker = ""
 
     def ready(self) -> None:
         """Return once there is a worker that suits; EngineError if there will be none."""
@@ -220,11 +224,12 @@ class ForeignSlot:
         """The outcome of one call; WorkerDied if the process that made it did not live to give it."""
         kit, where = None, None
         while True:
-            word, what = self._asked(blob, kit, where)
+            word, what, name = self._asked(blob, kit, where)
             if word != "need":
                 break
             kit, where = self._cluster.kit, [what]
         if word == "outcome":
+            self.worker = name
             self._cluster.served()
             outcome: bytes = what
             return outcome
@@ -235,7 +240,7 @@ class ForeignSlot:
             self._cluster.refused(what)
         raise WorkerDied.of(f"lost: {what}")
 
-    def _asked(self, blob: bytes, kit: Any, where: list[str] | None) -> tuple[str, Any]:
+    def _asked(self, blob: bytes, kit: Any, where: list[str] | None) -> tuple[str, Any, str]:
         client, awake = self._cluster.client, threading.Event()
         try:
             self._future = future = client.submit(
@@ -243,6 +248,7 @@ class ForeignSlot:
                 self._cluster.token,
                 blob,
                 kit,
+                tuple(self._cluster.stale),
                 key=f"call-{uuid.uuid4().hex}",
                 workers=where,
                 allow_other_workers=where is not None,
@@ -252,13 +258,17 @@ class ForeignSlot:
             future.add_done_callback(lambda _: awake.set())
             while not awake.wait(LOOK):
                 if self._cluster.failure is not None:
-                    return "lost", str(self._cluster.failure)
+                    return "lost", str(self._cluster.failure), ""
                 if future.status == "lost" or client.status != "running":
-                    return "lost", f"the scheduler at {self._cluster.address} is gone"
-            answer: tuple[str, Any] = future.result(timeout=RESULT_WAIT)
+                    return "lost", f"the scheduler at {self._cluster.address} is gone", ""
+            answer: tuple[str, Any, str] = future.result(timeout=RESULT_WAIT)
         except Exception as error:  # noqa: BLE001 - whatever Dask says, the call has no outcome
-            return "lost", f"{type(error).__name__}: {error}"
+            return "lost", f"{type(error).__name__}: {error}", ""
         return answer
+
+    def renew(self, worker: str) -> None:
+        """Have whichever call finds that process first start another instead."""
+        self._cluster.stale.append(worker)
 
     def kill(self, why: str) -> None:  # noqa: ARG002 - the runner remembers why
         """Cancel the call: the process that makes it is ended by the worker's own thread."""

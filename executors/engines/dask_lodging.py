@@ -35,26 +35,30 @@ class Guest(NamedTuple):
     sock: Any
 
 
-def call(token: str, blob: bytes, kit: dict[str, Any] | None = None) -> tuple[str, Any]:
-    """Have one call made; what came of it, as a word and what belongs to it.
+def call(
+    token: str, blob: bytes, kit: dict[str, Any] | None = None, stale: tuple[str, ...] = ()
+) -> tuple[str, Any, str]:
+    """Have one call made; what came of it, as a word and what belongs to it, and the name of who made it.
 
     ``need`` and the worker's address: there is no guest, and no kit to make one from. ``outcome`` and
-    ``died``: bytes as ``call.py`` packs them. ``failed`` and ``lost``: why there is no guest.
+    ``died``: bytes as ``call.py`` packs them. ``failed`` and ``lost``: why there is no guest. ``stale``: the
+    names of guests that are not to make calls any more.
     """
     from distributed import get_worker
 
     worker = get_worker()
     key = worker.get_current_task()
     idle = worker.__dict__.setdefault(SHELF, {}).setdefault(token, [])
-    guest = _waiting(idle)
+    guest = _waiting(idle, worker.address, stale)
     if guest is None:
         if kit is None:
-            return "need", worker.address
+            return "need", worker.address, ""
         guest = _invite(worker, kit)
         kind, body = _answer(worker, key, guest.sock, START)
         if kind != READY:
             _see_off(guest)
-            return ("failed" if kind == FAILED else "lost"), bytes(body).decode(errors="replace")
+            return ("failed" if kind == FAILED else "lost"), bytes(body).decode(errors="replace"), ""
+    name = _name(worker.address, guest)
     try:
         guest.sock.sendall(struct.pack(FRAME, CALL, len(blob)))
         guest.sock.sendall(blob)
@@ -63,9 +67,9 @@ def call(token: str, blob: bytes, kit: dict[str, Any] | None = None) -> tuple[st
         kind, body = b"", GONE
     if kind in (OUTCOME, DIED):
         idle.append(guest)
-        return ("outcome" if kind == OUTCOME else "died"), bytes(body)
+        return ("outcome" if kind == OUTCOME else "died"), bytes(body), name
     _see_off(guest)
-    return "lost", bytes(body).decode(errors="replace")
+    return "lost", bytes(body).decode(errors="replace"), name
 
 
 def leave(token: str, dask_worker: Any = None) -> None:
@@ -76,13 +80,18 @@ def leave(token: str, dask_worker: Any = None) -> None:
         del dask_worker.__dict__[SHELF]
 
 
-def _waiting(idle: list[Guest]) -> Guest | None:
+def _name(address: str, guest: Guest) -> str:
+    return f"{address}/{guest.process.pid}"
+
+
+def _waiting(idle: list[Guest], address: str, stale: tuple[str, ...]) -> Guest | None:
     while idle:
         try:
             guest = idle.pop()
         except IndexError:  # another thread of this worker was quicker
             return None
-        if guest.process.poll() is None and not _readable(guest.sock, 0.0):
+        fresh = _name(address, guest) not in stale
+        if fresh and guest.process.poll() is None and not _readable(guest.sock, 0.0):
             return guest
         _see_off(guest)
     return None

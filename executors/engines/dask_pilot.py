@@ -18,11 +18,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executors.engines.base import WorkerDied
+from executors.engines.base import REMOVED, WorkerDied
 from executors.engines.call import CALL, DIED, FAILED, KILL, OUTCOME, READY, rebuild_outcome, receive, send
-from executors.engines.nursery import Nursery
+from executors.engines.nursery import WORKER_SCORE, Nursery
+from executors.engines.weight import group_limit, least, share
 
 if TYPE_CHECKING:
+    from executors.engines.call import Frame
     from executors.engines.nursery import Child
 
 NODE = "executors.engines.dask_node"
@@ -30,6 +32,8 @@ TRAVELLED = ("certificate", "key", "outfit")  # settings that name files which c
 START_LIMIT = 3  # new workers of one slot in a row that did not come to work
 PAUSE = 2.0
 DEATH_WAIT = 5.0
+OWN_MEMORY = 100 << 20  # of the pilot, the keeper and the courier, beside what workers share with them
+FAREWELL = 1.5  # seconds, of the few that a batch system leaves between its two signals
 LAST_WORDS = 3.0  # seconds that a job which ends by itself waits until all is said
 UNREACHED, NOT_STARTED, NO_COURIER, UNREACHABLE = 3, 4, 5, 6  # exit codes, for the job's record
 GIST = 2000  # bytes
@@ -45,6 +49,11 @@ def main(settings: dict[str, Any]) -> int:
         pilot.close()
 
 
+def worker_memory(job: int | None, workers: int, most: int | None = None) -> int | None:
+    """What each worker may use in a job that has so much, and at the most."""
+    return least(most, share(job, workers, OWN_MEMORY))
+
+
 class Pilot:
     """The workers of one job."""
 
@@ -57,7 +66,9 @@ class Pilot:
         _settle_in(settings)
         self._nursery = Nursery(
             self._local,
-            memory=settings["memory"],
+            memory=worker_memory(
+                least(settings["memory"], group_limit()), settings["workers"], settings["most"]
+            ),
             preload=(NODE, *settings["preload"]),
             sweep=self._local,
         )
@@ -67,6 +78,7 @@ class Pilot:
         self._unsaid = 0  # words that the courier has not brought yet
         self._workers: dict[str, Child] = {}
         self._over = threading.Event()
+        self._leaving = threading.Event()
         self._contact = False  # without it, no worker can come to work, and the courier says how long to try
         self._code = 0
 
@@ -86,8 +98,22 @@ class Pilot:
 
     def close(self) -> None:
         """End every process of the job."""
-        self._over.set()
-        self._nursery.close()
+        try:
+            if not self._over.is_set():  # somebody says that the job has to go
+                self._say_farewell()
+        finally:
+            self._over.set()
+            self._nursery.close()
+
+    def _say_farewell(self) -> None:
+        """End the workers and say how large each was: of a job ended for memory, that names the culprit."""
+        self._leaving.set()
+        with self._lock:
+            workers = list(self._workers.values())
+        for child in workers:
+            self._nursery.kill(child, REMOVED)
+        with self._news:
+            self._news.wait_for(lambda: not self._workers and not self._unsaid, FAREWELL)
 
     def _end(self, code: int, text: str) -> None:
         with self._lock:
@@ -143,7 +169,7 @@ class Pilot:
 
     def _mind_slot(self, index: int) -> None:
         failed = serial = 0
-        while not self._over.is_set():
+        while not (self._over.is_set() or self._leaving.is_set()):
             name = f"{self._job}-{index}-{serial}"
             serial += 1
             began = time.monotonic()
@@ -157,7 +183,7 @@ class Pilot:
     def _one_worker(self, name: str, log: Path) -> bool:
         """Start a worker and see it to its end; whether it was ready for tasks in between."""
         before = log.stat().st_size if log.exists() else 0
-        child = self._nursery.spawn(f"{NODE}:work", str(log))
+        child = self._nursery.spawn(f"{NODE}:work", str(log), WORKER_SCORE)
         with self._lock:
             self._workers[name] = child
         with contextlib.suppress(OSError):
@@ -167,20 +193,23 @@ class Pilot:
         if worked:
             receive(child.sock)  # says nothing more: returns when the worker has ended
         death = self._death(child)
-        with self._lock:
-            del self._workers[name]
         child.sock.close()
-        if self._over.is_set():
-            return worked
+        if not self._over.is_set():
+            self._tell_death(name, frame, death, _gist(log, before))
+        with self._news:
+            del self._workers[name]
+            self._news.notify_all()
+        return worked
+
+    def _tell_death(self, name: str, frame: Frame | None, death: WorkerDied, gist: str) -> None:
         if frame is not None and frame.kind == FAILED:
             error = rebuild_outcome(frame.body)
             _write(f"worker {name}: its initializer raised {type(error).__name__}: {error}")
             self._tell({"op": "refused", "name": name, "error": bytes(frame.body)})
         else:
-            _write(f"worker {name}: {death}\n{_gist(log, before)}")
+            _write(f"worker {name}: {death}\n{gist}")
             words = {"why": death.why, "exitcode": death.exitcode, "peak": death.peak}
             self._tell({"op": "obituary", "name": name, **words})
-        return worked
 
     def _death(self, child: Child) -> WorkerDied:
         death = child.death(DEATH_WAIT)

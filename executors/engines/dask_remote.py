@@ -27,19 +27,21 @@ import distributed
 from executors.batch import parcel
 from executors.batch.crew import Crew
 from executors.batch.schedulers import scheduler_of
-from executors.batch.spec import spec_of
+from executors.batch.spec import NOTHING, growing, spec_of
 from executors.engines.base import WorkerDied
 from executors.engines.call import rebuild_outcome, run
 from executors.engines.dask_fleet import Fleet, job_of
 from executors.engines.dask_parts import CONFIG, QuietScheduler, security
-from executors.engines.host import on_need, say
+from executors.engines.dask_pilot import worker_memory
+from executors.engines.host import MEMORY, on_need, say
 from executors.engines.tls import make_certificate
 from executors.errors import SiteError
 from sites import ports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from executors.batch.spec import JobSpec
     from executors.engines.dask_fleet import Member
     from executors.engines.pool import Slot
     from sites.profile import SiteProfile
@@ -151,6 +153,7 @@ def build(setup: dict[str, Any]) -> Callable[[int], Slot]:
     crew = _crew(setup, folder, cluster.scheduler.address)
     fleet.order, fleet.fate = cluster.scheduler.give_order, crew.fate
     fleet.on_started, fleet.on_count = _aside(crew.started), _aside(crew.seen)
+    fleet.on_heavy = _aside(crew.outgrown)
     crew.on_failure = fleet.fail
     on_need(lambda tasks: crew.need(-(-tasks // setup["workers"])))
     crew.want(setup["jobs"])
@@ -206,16 +209,24 @@ def _crew(setup: dict[str, Any], folder: Path, address: str) -> Crew:
     travels = carried(site)
     files = load(setup, folder, address)
     names = [file.name if travels else str(file) for file in files[:2]]
-    spec = spec_of(
-        site,
-        name=setup["name"],
-        command=(site.job.python or setup["python"], *names),
-        env=setup["env"],
-        transfer=files if travels else (),
-        folder=folder,
-        logs=Path(setup["logs"]),
-    )
-    return Crew(scheduler_of(str(site.scheduler), site.job.submit_options), spec, site.limits, say)
+
+    def described(site: SiteProfile, folder: Path, more: Mapping[str, str] = NOTHING) -> JobSpec:
+        memory = worker_memory(site.resources.memory, setup["workers"], setup["memory"])
+        if memory is not None:
+            say(MEMORY, str(memory))
+        return spec_of(
+            site,
+            name=setup["name"],
+            command=(site.job.python or setup["python"], *names),
+            env={**setup["env"], **more},
+            transfer=files if travels else (),
+            folder=folder,
+            logs=Path(setup["logs"]),
+        )
+
+    scheduler = scheduler_of(str(site.scheduler), site.job.submit_options)
+    grow = growing(site, folder, described)
+    return Crew(scheduler, described(site, folder), site.limits, say, grow=grow)
 
 
 def carried(site: SiteProfile) -> bool:
@@ -228,14 +239,14 @@ def load(setup: dict[str, Any], folder: Path, address: str) -> tuple[Path, ...]:
     site: SiteProfile = setup["site"]
     outfit, settings = folder / "outfit.pickle", folder / "pilot.json"
     outfit.write_bytes(setup["outfit"])
-    memory = site.resources.memory
     shared, travels = site.shares_store, carried(site)
     shipped: Path | None = setup.get("environment")
     words = {
         "pilot": "executors.engines.dask_pilot:main",
         "scheduler": address,
         "workers": setup["workers"],
-        "memory": setup["memory"] or (memory and memory // setup["workers"]),
+        "memory": site.resources.memory,
+        "most": setup["memory"],
         "patience": site.limits.death,
         "ports": f"{site.ports.worker[0]}:{site.ports.worker[1]}" if site.ports.worker else None,
         "scratch": site.job.scratch,
@@ -276,6 +287,7 @@ class RemoteSlot:
         self._fleet = fleet
         self._member: Member | None = None
         self._awake = threading.Event()
+        self.worker = ""
 
     def ready(self) -> None:
         """Return when a worker is there; the crew's error if none will come."""
@@ -315,10 +327,18 @@ class RemoteSlot:
             except Exception as error:  # noqa: BLE001 - whatever Dask says, the worker is not to be used again
                 reason = f"lost: {type(error).__name__}: {error}"
             else:
+                self.worker = member.name
                 return outcome
         future.cancel()
         self._member = None
         raise self._fleet.ended(member, reason)
+
+    def renew(self, worker: str) -> None:
+        """Have the worker killed by its pilot, which starts another, and wait for any."""
+        member = self._member
+        if member is not None and member.name == worker:
+            self._member = None
+            self._fleet.kill(member)
 
     def kill(self, why: str) -> None:  # noqa: ARG002 - the runner remembers why
         """Have the worker killed by its pilot."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from executors.engines.base import Capabilities, Resources, WorkerDied
 from executors.engines.call import CALL, FAILED, OUTCOME, READY, pack_outfit, rebuild_outcome, receive, send
-from executors.engines.nursery import Child, Nursery, thread_limits
+from executors.engines.nursery import WORKER_SCORE, Child, Nursery, thread_limits
 from executors.engines.places import Places
 from executors.engines.pool import Pool
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sites.profile import SiteProfile
 
 DEATH_WAIT = 5.0
+RENEWED = "another took its place"
 
 
 class WorkerSlot:
@@ -36,6 +37,7 @@ class WorkerSlot:
         self._child: Child | None = None
         self._doomed = ""  # why the worker was killed, until it is buried
         self._lock = threading.Lock()
+        self.worker = ""
         self.greeting: bytes | bytearray = b""  # what the worker said of itself when it was ready
 
     def ready(self) -> None:
@@ -44,7 +46,7 @@ class WorkerSlot:
             if self._child.alive and not self._doomed:
                 return
             self._bury()
-        child = self._nursery.spawn(self.target, self._log)
+        child = self._nursery.spawn(self.target, self._log, WORKER_SCORE)
         with self._lock:
             self._child = child
             if self._doomed:  # the kill came while there was no worker
@@ -54,6 +56,7 @@ class WorkerSlot:
         frame = receive(child.sock)
         if frame is not None and frame.kind == READY:
             self.greeting = frame.body
+            self.worker = str(child.ticket)
             return
         death = self._bury()
         if frame is not None and frame.kind == FAILED:
@@ -80,6 +83,13 @@ class WorkerSlot:
             self._doomed = why or "killed"
             if self._child is not None:
                 self._nursery.kill(self._child, self._doomed)
+
+    def renew(self, worker: str) -> None:
+        """Let the worker go if it is the one of this name; another is started when one is needed."""
+        child = self._child
+        if child is not None and worker == self.worker:
+            self._nursery.kill(child, RENEWED)
+            self._bury()
 
     def _bury(self, unless: str = "it closed its connection") -> WorkerDied:
         with self._lock:
@@ -120,7 +130,8 @@ class FuturesEngine:
                 sweep=places.private,
             )
             outfit = pack_outfit(want.initializer, want.initargs)
-            pool = Pool([WorkerSlot(nursery, i, outfit) for i in range(want.workers)], nursery.close)
+            slots = [WorkerSlot(nursery, i, outfit) for i in range(want.workers)]
+            pool = Pool(slots, nursery.close, memory=lambda: want.memory)
             try:
                 pool.wait_ready()
                 yield pool

@@ -25,7 +25,9 @@ from executors.engines.call import (
     NEED,
     OUTCOME,
     READY,
+    RENEW,
     SAY,
+    WORKER,
     Frame,
     pack_death,
     pack_error,
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 
     from executors.engines.nursery import Child, Nursery
     from executors.engines.pool import Slot
+
+
+MEMORY = "memory"  # what a host says in bytes, beside what it says to people
 
 
 class Host:
@@ -59,6 +64,7 @@ class Host:
         self._target = target
         self._setup = pickle.dumps(setup, protocol=5)
         self._tell = tell
+        self.memory: int | None = None  # bytes that a worker of the newest jobs may use, once that was said
         self._lock = threading.Lock()
         self._child: Child | None = None
 
@@ -139,7 +145,9 @@ class Host:
         """What the host answers next; what it only wants to be known is passed on."""
         while (frame := receive(child.sock)) is not None and frame.kind == SAY:
             level, _, text = frame.body.decode(errors="replace").partition(" ")
-            if self._tell is not None:
+            if level == MEMORY:
+                self.memory = int(text)
+            elif self._tell is not None:
                 self._tell(level, text)
         return frame
 
@@ -153,6 +161,7 @@ class HostSlot:
         self._lane: socket.socket | None = None
         self._child: Child | None = None
         self._why = ""
+        self.worker = ""
 
     def ready(self) -> None:
         """Open a lane unless a good one is there; the host starts the worker."""
@@ -180,6 +189,9 @@ class HostSlot:
         with contextlib.suppress(OSError):
             send(lane, CALL, blob)
         frame = receive(lane)
+        if frame is not None and frame.kind == WORKER:
+            self.worker = frame.body.decode()
+            frame = receive(lane)
         if frame is not None and frame.kind == OUTCOME:
             return frame.body
         why = self._why
@@ -189,6 +201,15 @@ class HostSlot:
             raise WorkerDied.of(why) if why else death
         death = unpack_death(frame.body)
         raise WorkerDied.of(why or death.why, death.exitcode, death.peak)
+
+    def renew(self, worker: str) -> None:
+        """Pass it on, and wait until the host has seen to it."""
+        if self._lane is not None:
+            with contextlib.suppress(OSError):
+                send(self._lane, RENEW, worker.encode())
+            frame = receive(self._lane)
+            if frame is None or frame.kind != READY:  # the next lane will tell why
+                self._drop()
 
     def kill(self, why: str) -> None:
         """Kill the worker; the lane is not used again."""
@@ -264,20 +285,35 @@ def _serve_lanes(trunk: socket.socket, make: Callable[[int], Slot]) -> None:
             threading.Thread(target=_serve_lane, args=(lane, slot), name=f"lane-{index}", daemon=True).start()
 
 
+def _ready(lane: socket.socket, slot: Slot) -> bool:
+    try:
+        slot.ready()
+    except BaseException as error:  # noqa: BLE001 - the runner decides what it means
+        send(lane, FAILED, pack_error(error))
+        return False
+    send(lane, READY)
+    return True
+
+
 def _serve_lane(lane: socket.socket, slot: Slot) -> None:
     with lane, contextlib.suppress(OSError):
-        try:
-            slot.ready()
-        except BaseException as error:  # noqa: BLE001 - the runner decides what it means
-            send(lane, FAILED, pack_error(error))
+        if not _ready(lane, slot):
             return
-        send(lane, READY)
+        worker = ""
         while (frame := receive(lane)) is not None:
+            if frame.kind == RENEW:
+                slot.renew(frame.body.decode())
+                if not _ready(lane, slot):
+                    return
+                continue
             try:
                 outcome = slot.call(bytes(frame.body))
             except WorkerDied as death:
                 send(lane, DIED, pack_death(death))
                 return
             del frame
+            if slot.worker != worker:
+                worker = slot.worker
+                send(lane, WORKER, worker.encode())
             send(lane, OUTCOME, outcome)
             del outcome

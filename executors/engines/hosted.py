@@ -55,7 +55,8 @@ def open_hosted(name: str, target: str, site: SiteProfile, want: Resources) -> I
                 _start(host)
             theirs = site.scheduler == EXISTING or (batch and site.dask.cluster is not None)
             end = partial(_take_leave, host, nursery) if theirs else nursery.close
-            pool = Pool([HostSlot(host, index) for index in range(want.lanes)], end, host.need)
+            slots = [HostSlot(host, index) for index in range(want.lanes)]
+            pool = Pool(slots, end, host.need, lambda: host.memory if batch else want.memory)
         except BaseException:
             nursery.close()
             raise

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Inline(Executor):
     """An Executor whose ``submit`` returns a future that is done."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: int | None = None) -> None:
         self._shut = False
+        self.memory = memory  # bytes that a call may use, which nobody enforces here
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call ``fn`` now. A Ctrl-C is the runner's own and goes through; all else is the future's."""
@@ -54,7 +55,7 @@ class IterativeEngine:
     @contextlib.contextmanager
     def open(self, site: SiteProfile, want: Resources) -> Iterator[Inline]:
         """No process is started; the environment and the initializer are the runner's own."""
-        pool = Inline()
+        pool = Inline(want.memory)
         with _environment({**site.env, **want.env}):
             try:
                 if want.initializer is not None:

@@ -30,18 +30,20 @@ STOPPED_LIMIT = 5.0  # seconds; shorter stops are a batch system's suspend and r
 END_LIMIT = 10.0
 FAREWELL_LIMIT = 20.0
 FAREWELL_PAUSE = 1.0  # a submission that was under way when its process was killed is in the queue by then
-MEMORY_POLL = 0.05
-PAGE = os.sysconf("SC_PAGESIZE")
+WEIGHT = "executors.engines.weight"
+LAST_LINES = 4096  # bytes of a log
 libc = ctypes.CDLL(None)
 
 
 class Ward:
     """One child: its ticket, and why it was killed if it was."""
 
-    def __init__(self, ticket: int) -> None:
+    def __init__(self, ticket: int, log: str) -> None:
         self.ticket = ticket
+        self.log = log
         self.why = ""
         self.stopped = 0.0
+        self.weight = 0  # bytes, when it was last looked at
 
 
 class Keeper:
@@ -58,7 +60,8 @@ class Keeper:
         self.woken.setblocking(False)
         self.parent = runner
         self.runner = _pidfd(runner)
-        self.oom_kills = _oom_kills()
+        self.scale: Any = None
+        self.kills: Any = None
 
     def start(self) -> bool:
         """Take the setup from standard input; False when the runner was gone before it was complete."""
@@ -73,7 +76,9 @@ class Keeper:
         sys.path[:] = setup["path"]
         self.memory = setup["memory"]
         self.farewell = setup["farewell"]
-        self._preload(setup["preload"])
+        self._preload([WEIGHT, *setup["preload"]])
+        weight = importlib.import_module(WEIGHT)
+        self.scale, self.kills = weight.Scale(), weight.Kills()
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.wake.fileno(), warn_on_full_buffer=False)
         return True
@@ -110,7 +115,7 @@ class Keeper:
 
     def _pause(self) -> int | None:
         if self.memory is not None and self.wards:
-            return int(MEMORY_POLL * 1000)
+            return int(1000 * self.scale.pause(len(self.wards)))
         return 500 if self.runner < 0 or any(ward.stopped for ward in self.wards.values()) else None
 
     def _message(self) -> tuple[dict[str, Any] | None, list[int]]:
@@ -131,7 +136,9 @@ class Keeper:
         return True
 
     def _spawn(self, request: dict[str, Any], fd: int) -> None:
-        keeper, self.oom_kills = os.getpid(), _oom_kills()
+        self._bury()  # what the kernel has killed until now belongs to the dead
+        self.kills.forget()
+        keeper = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:
@@ -141,7 +148,7 @@ class Keeper:
         if not pid:
             self._become(request, fd, keeper)
         os.close(fd)
-        self.wards[pid] = Ward(request["ticket"])
+        self.wards[pid] = Ward(request["ticket"], request["log"])
 
     def _become(self, request: dict[str, Any], fd: int, keeper: int) -> NoReturn:
         code = 70
@@ -152,7 +159,7 @@ class Keeper:
             if self.runner >= 0:
                 os.close(self.runner)
             os.set_inheritable(fd, False)
-            _settle_in(request["log"], keeper)
+            _settle_in(request["log"], keeper, request["score"])
             module, _, function = request["target"].partition(":")
             getattr(importlib.import_module(module), function)(socket.socket(fileno=fd))
             code = 0
@@ -195,25 +202,44 @@ class Keeper:
         _, status, usage = os.wait4(pid, 0)
         if ward is not None:
             code = os.waitstatus_to_exitcode(status)
-            self._tell(ward.ticket, code, ward.why or self._reason(code), usage.ru_maxrss * 1024)
+            self.scale.forget(pid)
+            # The first is this process's own since the last chunk began, the second has its children too.
+            peak = max(usage.ru_maxrss * 1024, ward.weight)
+            self._tell(ward.ticket, code, ward.why or self._reason(code, peak, ward.log), peak)
 
-    def _reason(self, code: int) -> str:
-        before, self.oom_kills = self.oom_kills, _oom_kills()
-        if code == -signal.SIGKILL and self.oom_kills > before:
+    def _reason(self, code: int, peak: int, log: str) -> str:
+        if code == -signal.SIGKILL and (self.kills.one_more() or self._probably(peak)):
             return "memory"  # the kernel killed for memory since the last look, and this one died by its hand
+        if code == -signal.SIGABRT and _refused_memory(log):
+            return "memory"
         return "signal" if code < 0 else "exit"
+
+    def _probably(self, peak: int) -> bool:
+        """Whether one that was killed, where the kernel counts nothing, was as large as it may be."""
+        return not self.kills.readable and self.memory is not None and peak >= 0.9 * self.memory
 
     def _check(self) -> None:
         now = time.monotonic()
+        adopted = self._adopted() if self.memory is not None else {}
         for pid, ward in self.wards.items():
-            if self.memory is not None and not ward.why and _resident(pid) > self.memory:
-                ward.why = "memory"
-                _kill_group(pid)
+            if self.memory is not None and not ward.why:
+                ward.weight = self.scale.weigh(pid, self.memory, adopted.get(pid, ()))
+                if ward.weight > self.memory:
+                    ward.why = "memory"
+                    _kill_group(pid)
             if ward.stopped and _state(pid) != "T":
                 ward.stopped = 0.0
             elif ward.stopped and now - ward.stopped > STOPPED_LIMIT:
                 ward.why = ward.why or "stopped"
                 _kill_group(pid)
+
+    def _adopted(self) -> dict[int, list[int]]:
+        """What tasks have started whose own parents are gone, by the worker in whose session it is."""
+        found: dict[int, list[int]] = {}
+        for pid in _children():
+            if pid not in self.wards:
+                found.setdefault(_session(pid), []).append(pid)
+        return found
 
     def _tell(self, ticket: int, code: int | None, why: str, peak: int) -> None:
         with contextlib.suppress(OSError):
@@ -258,7 +284,16 @@ def _reap() -> bool:
             return False
 
 
-def _settle_in(log: str, keeper: int) -> None:
+def _refused_memory(log: str) -> bool:
+    """Whether a worker that aborted said that it got no memory, as compiled code does that cannot raise."""
+    with contextlib.suppress(OSError), open(log, "rb") as file:  # noqa: PTH123
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_LINES))
+        said = file.read()
+        return b"std::bad_alloc" in said or b"MemoryError" in said
+    return False
+
+
+def _settle_in(log: str, keeper: int, score: int) -> None:
     os.setsid()
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != keeper:
@@ -269,7 +304,8 @@ def _settle_in(log: str, keeper: int) -> None:
     # A handler that does nothing, not SIG_IGN: a program that a task starts gets the default back.
     signal.signal(signal.SIGINT, lambda *_: None)
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")  # the kernel takes a worker before the runner
+        # The kernel takes a worker before what serves all of them, and that before the runner.
+        Path("/proc/self/oom_score_adj").write_text(str(score))
     out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     os.dup2(out, 1)
     os.dup2(out, 2)
@@ -330,22 +366,6 @@ def _session(pid: int) -> int:
         return os.getsid(pid)
     except OSError:
         return 0
-
-
-def _resident(pid: int) -> int:
-    try:
-        _, resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[:3]
-    except (OSError, ValueError):
-        return 0
-    return (int(resident) - int(shared)) * PAGE  # mapped files are given back under pressure: not counted
-
-
-def _oom_kills() -> int:
-    with contextlib.suppress(OSError, ValueError), Path("/proc/vmstat").open() as lines:
-        for line in lines:
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 KEEPER = Path(__file__).with_name("keeper.py")
+WORKER_SCORE, SERVANT_SCORE = 500, 200  # for the kernel, when it has to choose whom to kill for memory
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -120,8 +121,11 @@ class Nursery:
         """The keeper's process number."""
         return self._process.pid
 
-    def spawn(self, target: str, log: str) -> Child:
-        """Fork a child that calls ``module:function`` with its end of a new socket."""
+    def spawn(self, target: str, log: str, score: int = SERVANT_SCORE) -> Child:
+        """Fork a child that calls ``module:function`` with its end of a new socket.
+
+        ``score``: how gladly the kernel may kill it when memory is short.
+        """
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
             self._tickets += 1
@@ -130,7 +134,12 @@ class Nursery:
                 child.buried(WorkerDied.of("the pool was closed"))
                 return child
             self._children[child.ticket] = child
-            request = {"ticket": child.ticket, "target": target, "log": str(self._log_dir / log)}
+            request = {
+                "ticket": child.ticket,
+                "target": target,
+                "log": str(self._log_dir / log),
+                "score": score,
+            }
             try:
                 socket.send_fds(self._control, [pickle.dumps(request)], [theirs.fileno()])
             except OSError:

@@ -23,7 +23,7 @@ class ParslEngine:
     """Parsl's high-throughput executor."""
 
     name: ClassVar[str] = "parsl"
-    capabilities: ClassVar[Capabilities] = Capabilities()
+    capabilities: ClassVar[Capabilities] = Capabilities(kills_on_memory=True)
 
     @contextlib.contextmanager
     def open(self, site: SiteProfile, want: Resources) -> Iterator[Pool]:

@@ -117,10 +117,10 @@ class Exchange:
             "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         }
 
-    def submit(self, blob: bytes) -> Future[Any]:
+    def submit(self, blob: bytes, stale: tuple[str, ...] = ()) -> Future[Any]:
         """Have a call made by any free worker; neither Parsl's counter nor its socket may be shared."""
         with self._lock:
-            future: Future[Any] = self._executor.submit(run_kept, {}, blob)
+            future: Future[Any] = self._executor.submit(run_kept, {}, blob, stale)
         return future
 
     def managers(self) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import threading
 import time
+from collections import deque
 from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,7 +31,8 @@ import executors
 from executors.engines.base import WorkerDied
 from executors.engines.call import rebuild_outcome
 from executors.engines.host import serve_host
-from executors.engines.parsl_task import outcome_file, run_noted
+from executors.engines.parsl_task import left_file, outcome_file, run_noted
+from executors.engines.weight import Kills, Scale, descendants
 from executors.errors import EngineError
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ TAKE_LIMIT = 30.0  # seconds until a free worker must have begun a task; Parsl's
 STOPPED_LIMIT = 5.0
 DEAD_LIMIT = 15.0  # Parsl says it within its heartbeat of a second, unless the death broke its queues
 POLL = 0.5
+STALE = 100  # names that travel with each call; those before them have ended long ago
 
 
 def serve(trunk: socket.socket) -> None:
@@ -88,7 +91,8 @@ def _build(setup: dict[str, Any]) -> Callable[[int], Slot]:
         key.chmod(0o600)  # Parsl trusts the folder alone
     threading.Thread(target=_watch_interchange, args=(executor,), name="interchange", daemon=True).start()
     common = {"path": setup["path"], "logs": setup["logs"], "outfit": str(outfit), "pythonpath": before}
-    return lambda index: ParslSlot(pool, private / f"note-{index}", common)
+    weights = Weights(setup["memory"])
+    return lambda index: weights.watch(ParslSlot(pool, private / f"note-{index}", common, weights))
 
 
 def _watch_interchange(executor: HighThroughputExecutor) -> None:
@@ -115,10 +119,14 @@ def _prepare_environment() -> str | None:
 class ParslSlot:
     """One task at a time through Parsl; a note tells which process has taken it."""
 
-    def __init__(self, pool: Any, note: Path, common: dict[str, Any]) -> None:
+    def __init__(self, pool: Any, note: Path, common: dict[str, Any], weights: Weights) -> None:
         self._pool = pool
         self._note = note
         self._common = common
+        self._weights = weights
+        self.worker = ""
+        self.heavy = 0  # bytes that the worker had when it was killed for that
+        self._busy = False
         self._ticket = 0
         self._doomed = -1
         self._proven = False
@@ -134,7 +142,17 @@ class ParslSlot:
 
     def call(self, blob: bytes) -> bytes | bytearray:
         """The outcome of one call; WorkerDied if its worker was lost."""
-        return self._run(blob, TAKE_LIMIT)
+        while True:
+            try:
+                return self._run(blob, TAKE_LIMIT)
+            except WorkerDied:
+                not_begun = left_file(str(self._note), self._ticket).exists()
+                if not not_begun or self._doomed == self._ticket:
+                    raise
+
+    def renew(self, worker: str) -> None:
+        """Have it end when a call reaches it, which is then made by another."""
+        self._weights.stale.append(worker)
 
     def kill(self, why: str) -> None:  # noqa: ARG002 - the runner remembers why
         """Kill the process that has taken the task, or will take it."""
@@ -142,31 +160,42 @@ class ParslSlot:
         self._kill_doomed()
 
     def _kill_doomed(self) -> None:
-        if self._doomed == self._ticket and (pid := self._taker()) is not None:
+        if self._doomed == self._ticket and (pid := self.taker()) is not None:
             _kill(pid)
 
     def close(self) -> None:
         """Nothing is held."""
 
     def _run(self, blob: bytes, limit: float) -> bytes:
+        self._busy = True
+        try:
+            return self._result(blob, limit)
+        finally:
+            self._busy = False
+
+    def _result(self, blob: bytes, limit: float) -> bytes:
         self._ticket += 1
+        self.heavy = 0
         with contextlib.suppress(FileNotFoundError):
             self._note.unlink()
-        future = self._pool.submit(run_noted, self._common, str(self._note), self._ticket, blob)
+        given = (self._common, str(self._note), self._ticket, blob, tuple(self._weights.stale))
+        future = self._pool.submit(run_noted, *given)
         watch = _Watch(limit)
         while True:
             try:
                 refusal: bytes = future.result(POLL)
             except NotYet:
                 if (outcome := self._outcome()) is not None:
+                    self._name_maker()
                     return outcome
                 self._kill_doomed()
-                watch.look(self._taker())
+                watch.look(self.taker())
             except WorkerLost as error:
-                raise WorkerDied.of("lost") from error
+                raise self._weights.death(self) from error
             except Exception as error:  # noqa: BLE001 - anything else is Parsl's own end
                 _give_up(f"{type(error).__name__}: {error}")
             else:
+                self._name_maker()
                 return refusal or self._outcome() or b""
 
     def _outcome(self) -> bytes | None:
@@ -178,12 +207,61 @@ class ParslSlot:
         path.unlink()
         return outcome
 
-    def _taker(self) -> int | None:
+    def taker(self) -> int | None:
+        """The process that is making a call; none is ended without: it may hold a lock that all share."""
+        if not self._busy:
+            return None
         with contextlib.suppress(OSError, ValueError):
-            ticket, pid = map(int, self._note.read_text().split())
-            if ticket == self._ticket:
-                return pid
+            ticket, pid, _ = self._note.read_text().split()
+            if int(ticket) == self._ticket:
+                return int(pid)
         return None
+
+    def _name_maker(self) -> None:
+        with contextlib.suppress(OSError, IndexError):
+            self.worker = self._note.read_text().split()[2]
+
+
+class Weights:
+    """Keeps every worker within its memory, which Parsl does not; knows of whom the kernel killed for it."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._scale, self._kills = Scale(), Kills()
+        self._lock = threading.Lock()
+        self.stale: deque[str] = deque(maxlen=STALE)  # workers that are to make no more calls
+        self._slots: list[ParslSlot] = []
+        self._last: dict[ParslSlot, int] = {}
+        if limit is not None:
+            threading.Thread(target=self._run, args=(limit,), name="weights", daemon=True).start()
+
+    def watch(self, slot: ParslSlot) -> ParslSlot:
+        """One more slot whose workers are weighed."""
+        self._slots.append(slot)
+        return slot
+
+    def death(self, slot: ParslSlot) -> WorkerDied:
+        """How the worker ended that Parsl has lost."""
+        peak = slot.heavy or self._last.get(slot, 0)
+        with self._lock:
+            if slot.heavy or self._kills.one_more():
+                return WorkerDied.of("memory", -signal.SIGKILL, peak)
+        return WorkerDied.of("lost", None, peak)
+
+    def _run(self, limit: int) -> None:
+        while True:
+            for slot in list(self._slots):
+                pid = slot.taker()
+                if pid is not None and not slot.heavy:
+                    self._look(slot, pid, limit)
+            time.sleep(self._scale.pause(len(self._slots)))
+
+    def _look(self, slot: ParslSlot, pid: int, limit: int) -> None:
+        weight = self._last[slot] = self._scale.weigh(pid, limit)
+        if weight > limit:
+            slot.heavy = weight
+            for one in (pid, *descendants(pid)):
+                _kill(one)
 
 
 class _Watch:

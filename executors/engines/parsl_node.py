@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from executors.engines.call import CALL, READY, receive, send
 from executors.engines.nursery import Nursery
 from executors.engines.parsl_task import BROKEN, WORKER_FILE
+from executors.engines.weight import group_limit, least, share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +35,6 @@ LEAVING = 5.0
 SHORT = 70  # characters; multiprocessing's sockets lie below TMPDIR, and a socket's path has 107
 OWN_MEMORY = 140 << 20  # of the pilot, the manager and what each of them starts, as measured
 WORKER_MEMORY = 65 << 20  # of a worker of Parsl and its keeper, which make no calls themselves
-LEAST_PART = 0.5  # of its share of the job's memory, a process may always use
 TAIL = 4000
 LOST = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -99,7 +99,7 @@ def _manager_env(settings: dict[str, Any], local: Path) -> dict[str, str]:
         "local": str(local),
         "logs": _log_folder(settings["logs"], local),
         "job": settings["job"],
-        "memory": _memory(settings["memory"], settings["workers"]),
+        "memory": call_memory(least(settings["memory"], group_limit()), settings["workers"]),
         "preload": settings["preload"],
         "outfit": settings["outfit"] or str(Path(settings["files"]) / "outfit"),
     }
@@ -111,11 +111,9 @@ def _log_folder(asked: str | None, local: Path) -> str:
     return asked if asked and os.access(asked, os.W_OK) else str(local)
 
 
-def _memory(job: int | None, workers: int) -> int | None:
-    """What a process that makes calls may use, so that all of the job stays below its request."""
-    if job is None:
-        return None
-    return int(max(job - OWN_MEMORY - workers * WORKER_MEMORY, LEAST_PART * job) / workers)
+def call_memory(job: int | None, workers: int) -> int | None:
+    """What a process that makes calls may use in a job that has so much."""
+    return share(job, workers, OWN_MEMORY, WORKER_MEMORY)
 
 
 def become_manager(sock: socket.socket) -> NoReturn:

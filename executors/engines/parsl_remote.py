@@ -14,6 +14,7 @@ import site as python_site
 import sys
 import sysconfig
 import threading
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,22 +29,25 @@ from parsl.executors.high_throughput.errors import (
 from executors.batch import parcel
 from executors.batch.crew import Crew
 from executors.batch.schedulers import scheduler_of
-from executors.batch.spec import spec_of
+from executors.batch.spec import NOTHING, growing, spec_of
 from executors.engines.base import WorkerDied
 from executors.engines.call import DIED, FAILED, OUTCOME, rebuild_outcome, unpack_death
-from executors.engines.host import on_need, say
+from executors.engines.host import MEMORY, on_need, say
 from executors.engines.parsl_exchange import HEARTBEAT, Exchange
+from executors.engines.parsl_node import call_memory
 from executors.errors import EngineError, SiteError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
-    from executors.batch.spec import JobSpec
+    from executors.batch.spec import Describe, JobSpec
     from executors.engines.pool import Slot
+    from sites.profile import SiteProfile
 
 CARRIED = ("condor",)  # batch systems that bring files to the job's folder, whether or not it is shared
 SIGNS = 3  # a job waits for that many signs of life of the runner at least
+STALE = 100  # names that travel with each call; those before them have ended long ago
 FATE_WAIT = 20.0  # seconds for the batch system to say what became of a job
 QUICK, SLOW = 0.5, 2.0  # seconds between looks at the managers: while some are awaited, and otherwise
 
@@ -63,7 +67,11 @@ def open_berths(setup: dict[str, Any], give_up: Callable[[str], object]) -> Bert
         with contextlib.suppress(SiteError):
             scheduler.cancel_named(setup["name"])
     exchange = Exchange(site, setup["workers"], folder)
-    crew = Crew(scheduler, _job(setup, exchange, folder), site.limits, say)
+    described = _job(setup, exchange, folder)
+    place = folder / "job"
+    crew = Crew(
+        scheduler, described(site, place, NOTHING), site.limits, say, grow=growing(site, place, described)
+    )
     berths = Berths(exchange, crew, lanes=setup["workers"] * setup["jobs"], give_up=give_up)
     crew.on_failure = lambda _: berths.wake()
     berths.start()
@@ -74,8 +82,8 @@ def open_berths(setup: dict[str, Any], give_up: Callable[[str], object]) -> Bert
     return berths
 
 
-def _job(setup: dict[str, Any], exchange: Exchange, folder: Path) -> JobSpec:
-    """What each job is: the parcel, its settings and keys, all in one new folder."""
+def _job(setup: dict[str, Any], exchange: Exchange, folder: Path) -> Describe:
+    """What describes a job: the parcel, its settings and keys, all in one new folder."""
     site, place = setup["site"], folder / "job"
     carried = site.scheduler in CARRIED
     keys = exchange.worker_keys(place)
@@ -84,16 +92,28 @@ def _job(setup: dict[str, Any], exchange: Exchange, folder: Path) -> JobSpec:
     archive = parcel.build(place)
     shipped = filter(None, [setup.get("environment")])
     pilot.write_text(json.dumps(_pilot(setup, exchange, None if carried else place)), encoding="utf-8")
-    python = site.job.python or setup["python"]
-    return spec_of(
-        site,
-        name=setup["name"],
-        command=(python, *(path.name if carried else str(path) for path in (archive, pilot))),
-        folder=place,
-        logs=Path(setup["logs"]),
-        env=setup["env"],
-        transfer=(archive, pilot, outfit, *keys, *shipped) if carried else (),
-    )
+    files = (archive, pilot, outfit, *keys, *shipped)
+    names = [path.name if carried else str(path) for path in files[:2]]
+
+    def described(site: SiteProfile, folder: Path, more: Mapping[str, str]) -> JobSpec:
+        memory = call_memory(_job_memory(site, setup), setup["workers"])
+        if memory is not None:
+            say(MEMORY, str(memory))
+        return spec_of(
+            site,
+            name=setup["name"],
+            command=(site.job.python or setup["python"], *names),
+            folder=folder,
+            logs=Path(setup["logs"]),
+            env={**setup["env"], **more},
+            transfer=files if carried else (),
+        )
+
+    return described
+
+
+def _job_memory(site: SiteProfile, setup: dict[str, Any]) -> int | None:
+    return site.resources.memory or (setup["memory"] or 0) * setup["workers"] or None
 
 
 def _pilot(setup: dict[str, Any], exchange: Exchange, place: Path | None) -> dict[str, Any]:
@@ -108,7 +128,7 @@ def _pilot(setup: dict[str, Any], exchange: Exchange, place: Path | None) -> dic
         "port": exchange.port,
         "death": max(site.limits.death, SIGNS * HEARTBEAT),
         "workers": setup["workers"],
-        "memory": site.resources.memory or (setup["memory"] or 0) * setup["workers"] or None,
+        "memory": _job_memory(site, setup),
         "preload": list(setup["preload"]),
         "path": list(project_path(setup["path"])) if site.shares_store else [],
         "logs": setup["logs"] if site.shares_store else None,
@@ -137,9 +157,10 @@ class Berths:
         self._exchange = exchange
         self._crew = crew
         self._lanes = lanes
+        self.stale: deque[str] = deque(maxlen=STALE)  # processes that are to make no more calls
         self._end = give_up
         self._changed = threading.Condition()
-        self._capacity = self._taken = 0
+        self._workers = self._capacity = self._taken = 0
         self._known: set[str] = set()
         self._failure: SiteError | None = None
         self._closed = threading.Event()
@@ -179,7 +200,7 @@ class Berths:
 
     def run(self, blob: bytes, awake: threading.Event, stop: Callable[[], bool]) -> Future[Any]:
         """Have a call made, and return it when it is done, was stopped or cannot be done any more."""
-        future = self._exchange.submit(blob)
+        future = self._exchange.submit(blob, tuple(self.stale))
         future.add_done_callback(lambda _: awake.set())
         with self._changed:
             self._waiting.add(awake)
@@ -196,6 +217,10 @@ class Berths:
         unknown = f"lost: job {job} is not heard any more"
         return WorkerDied.of(self._crew.fate(job, FATE_WAIT) or unknown)
 
+    def outgrown(self, job: str) -> None:
+        """A process of this job needed more memory than is its own."""
+        self._crew.outgrown(job)
+
     def _watch_managers(self) -> None:
         while self.failure is None and not self._closed.is_set():
             try:
@@ -210,9 +235,12 @@ class Berths:
         for job in {str(one["block_id"]) for one in managers} - self._known:
             self._known.add(job)
             self._crew.started(job)
+        workers = sum(one["worker_count"] for one in managers)
+        if workers != self._workers:  # of those that take no more tasks, too: the crew waits for their end
+            self._workers = workers
+            self._crew.seen(workers)
         capacity = sum(one["worker_count"] for one in managers if one["active"] and not one["draining"])
         if capacity != self._capacity:
-            self._crew.seen(sum(one["worker_count"] for one in managers))
             with self._changed:
                 self._capacity = capacity
                 self._changed.notify_all()
@@ -247,6 +275,7 @@ class RemoteParslSlot:
     def __init__(self, berths: Berths) -> None:
         self._berths = berths
         self._awake = threading.Event()
+        self.worker = ""
         self._placed = False
         self._killed = False
 
@@ -276,32 +305,40 @@ class RemoteParslSlot:
             future.add_done_callback(lambda _: self._berths.give())
             raise WorkerDied.of("killed" if self._killed else "lost: no more workers can be had")
         try:
-            kind, body = self._answer(future)
+            kind, body, name = self._answer(future)
         except WorkerDied:
             self._leave()
             raise
         if kind == DIED:
-            raise unpack_death(body)  # of a process that its worker replaces: the room is the same
+            death = unpack_death(body)  # of a process that its worker replaces: the room is the same
+            if death.why == "memory":
+                self._berths.outgrown(name.partition("/")[0])
+            raise death
         if kind == FAILED:
             self._leave()
             raise WorkerDied.of(str(rebuild_outcome(body)))
+        self.worker = name
         return body if kind == OUTCOME else b""
 
-    def _answer(self, future: Future[Any]) -> tuple[bytes, bytes | bytearray]:
+    def _answer(self, future: Future[Any]) -> tuple[bytes, bytes | bytearray, str]:
         try:
-            kind, body = future.result()
+            kind, body, name = future.result()
         except ManagerLost as error:
             raise self._berths.lost(error) from error
         except WorkerLost as error:
             raise WorkerDied.of("lost") from error
         except Exception as error:
             raise WorkerDied.of(f"lost: {type(error).__name__}: {error}") from error
-        return kind, body
+        return kind, body, name
 
     def _leave(self) -> None:
         if self._placed:
             self._placed = False
             self._berths.give()
+
+    def renew(self, worker: str) -> None:
+        """Have that process replaced by whichever call comes to it next."""
+        self._berths.stale.append(worker)
 
     def kill(self, why: str) -> None:  # noqa: ARG002 - the runner remembers why
         """Wait for the task no longer; the worker's own limits end it."""

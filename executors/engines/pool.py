@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import weakref
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +27,8 @@ TAKEN_AWAY = ("removed", "node", "walltime")  # by the batch system, for its own
 class Slot(Protocol):
     """The way to one worker, which it starts and replaces."""
 
+    worker: str  # a name for the worker that made the last call, another for each that was ever there
+
     def ready(self) -> None:
         """Return once the worker can take a call; WorkerDied or EngineError if it cannot be had."""
 
@@ -35,6 +38,9 @@ class Slot(Protocol):
     def kill(self, why: str) -> None:
         """Kill the worker; the call that it runs ends with WorkerDied."""
 
+    def renew(self, worker: str) -> None:
+        """Have the worker of this name, if it is still there, replaced before it makes another call."""
+
     def close(self) -> None:
         """Let go of what the slot holds; called when nothing runs in it."""
 
@@ -43,10 +49,15 @@ class Pool(Executor):
     """A ``concurrent.futures.Executor`` over slots."""
 
     def __init__(
-        self, slots: Sequence[Slot], close: Callable[[], None], need: Callable[[int], object] | None = None
+        self,
+        slots: Sequence[Slot],
+        close: Callable[[], None],
+        need: Callable[[int], object] | None = None,
+        memory: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._close_engine = close
         self._need = need
+        self._memory = memory
         self._queue: queue.SimpleQueue[tuple[Future[Any], bytes] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._shut = False
@@ -97,6 +108,18 @@ class Pool(Executor):
     def kill(self, future: Future[Any], why: str) -> bool:
         """Kill the worker that runs this future, which then ends with WorkerDied; False if none runs it."""
         return any(lane.kill(future, why) for lane in self._lanes)
+
+    def renew(self, future: Future[Any]) -> bool:
+        """Have the worker that made this future's result replaced before its next call, as one that leaks.
+
+        What it does now it still finishes. False if no worker made the result.
+        """
+        return any(lane.renew(future) for lane in self._lanes)
+
+    @property
+    def memory(self) -> int | None:
+        """The bytes that a worker may use, of the newest jobs where there are jobs; None: nobody knows."""
+        return self._memory()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; what was submitted still runs, unless it is to be cancelled."""
@@ -165,6 +188,11 @@ class Pool(Executor):
         """Whether no worker needs to be replaced any more."""
         return self._closing or self._broken is not None
 
+    def refuse(self, future: Future[Any]) -> None:
+        """Settle a future for which there is no worker any more."""
+        if future.set_running_or_notify_cancel():
+            future.set_exception(self._broken or WorkerDied.of("the pool was closed"))
+
 
 class _Lane(threading.Thread):
     def __init__(self, pool: Pool, slot: Slot, index: int) -> None:
@@ -173,11 +201,16 @@ class _Lane(threading.Thread):
         self._slot = slot
         self._lock = threading.Lock()
         self._current: Future[Any] | None = None
+        self._made: weakref.WeakKeyDictionary[Future[Any], str] = weakref.WeakKeyDictionary()
+        self._stale: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def run(self) -> None:
         try:
             while self._ready() and (job := self._pool.take()) is not None:
-                self._work(*job)
+                if self._renewed():
+                    self._work(*job)
+                else:
+                    self._pool.refuse(job[0])
                 del job
         finally:
             self._slot.close()
@@ -193,6 +226,15 @@ class _Lane(threading.Thread):
                 return True
         return False
 
+    def _renewed(self) -> bool:
+        """Replace the workers that are not to be used again; False if there will be no others."""
+        if self._stale.empty():
+            return True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._slot.renew(self._stale.get_nowait())
+        return self._ready()
+
     def _work(self, future: Future[Any], blob: bytes) -> None:
         if not future.set_running_or_notify_cancel():
             return
@@ -205,11 +247,18 @@ class _Lane(threading.Thread):
             future.set_exception(error)
         else:
             self._done()
+            self._made[future] = self._slot.worker
             settle(future, outcome)
 
     def _done(self) -> None:
         with self._lock:
             self._current = None
+
+    def renew(self, future: Future[Any]) -> bool:
+        worker = self._made.pop(future, "")
+        if worker:
+            self._stale.put(worker)
+        return bool(worker)
 
     def kill(self, future: Future[Any], why: str) -> bool:
         with self._lock:

@@ -64,11 +64,15 @@ def _is_failure(failure: object) -> bool:
         and isinstance(failure.path, str)
         and isinstance(failure.error, str)
         and isinstance(failure.message, str)
+        and type(failure.peak) is int
     )
 
 
 def _is_record(record: object) -> bool:
-    return isinstance(record, ChunkRecord) and type(record.peak) is int and type(record.bytes_read) is int
+    return isinstance(record, ChunkRecord) and all(
+        type(n) is int
+        for n in (record.peak, record.bytes_read, record.before, record.children, record.mapped)
+    )
 
 
 def _is_time(seconds: object) -> bool:

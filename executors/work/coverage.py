@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
+import contextlib
+import gc
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from executors.work import tree as arithmetic
@@ -10,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from executors.work.model import Node
-    from executors.work.plan import Tree
+    from executors.work.plan import Cut, Tree
 
 Shape: TypeAlias = "tuple[Node, str] | tuple[Shape, Shape] | None"
 """How stored nodes add up: a stored node with its identity, a pair of shapes, or nothing."""
@@ -57,6 +60,60 @@ class Coverage:
         self.stored[node] = identity
         return True
 
+    def recover(self, found: Iterable[tuple[Node, str]]) -> list[tuple[Node, str]]:
+        """Count all that was found stored, in one walk; what of it does not count.
+
+        That is what is no node of this tree, or under another identity, or lies below a larger one. Nothing
+        may have been counted before.
+        """
+        with _no_collecting():
+            return self._recover([(_order(node), node, identity) for node, identity in found])
+
+    def _recover(self, rows: list[tuple[tuple[int, ...], Node, str]]) -> list[tuple[Node, str]]:
+        rows.sort()
+        keys = [row[0] for row in rows]
+        rejected: list[tuple[Node, str]] = []
+
+        def walk(node: Node, lo: int, hi: int) -> tuple[int, int]:
+            """Count rows [lo, hi), which begin within the node; chunks and stored nodes below it."""
+            while lo < hi and rows[lo][1] == node:
+                identity = rows[lo][2]
+                lo += 1
+                if self.tree.id(node) == identity:
+                    self.stored[node] = identity
+                    rejected.extend(row[1:] for row in rows[lo:hi])
+                    return self._set(node, self.size(node), 1)
+                rejected.append((node, identity))
+            kids = self.tree.children(node) if lo < hi else ()
+            if not kids:
+                rejected.extend(row[1:] for row in rows[lo:hi])
+                return 0, 0
+            middle = bisect.bisect_left(keys, _order(kids[1])[:3], lo, hi)
+            (some, few), (more, others) = walk(kids[0], lo, middle), walk(kids[1], middle, hi)
+            return self._set(node, some + more, few + others)
+
+        root = self.tree.root
+        if root is None:
+            return [row[1:] for row in rows]
+        walk(root, 0, len(rows))
+        return rejected
+
+    def _set(self, node: Node, chunks: int, pieces: int) -> tuple[int, int]:
+        if pieces:
+            self._chunks[node], self._pieces[node] = chunks, pieces
+        return chunks, pieces
+
+    def whole(self, node: Node | None = None) -> Iterator[Node]:
+        """The largest nodes of which every chunk is done, in order: together, all that is done."""
+        at = node or self.tree.root
+        if at is None or not self._chunks.get(at):
+            return
+        if self._chunks[at] == self.size(at):
+            yield at
+            return
+        for kid in self.tree.children(at):
+            yield from self.whole(kid)
+
     def remove(self, node: Node) -> None:
         """Forget a stored node: its chunks are to be done again."""
         del self.stored[node]
@@ -98,13 +155,34 @@ class Coverage:
 
     def missing(self, node: Node) -> Iterator[Node]:
         """The largest nodes below ``node`` of which nothing is done, in order."""
-        if node in self.stored or not self.size(node):
+        if node in self.stored or not (self.size(node) or self._uncut(node)):
             return
         if not self._chunks.get(node):
             yield node
             return
         for kid in self.tree.children(node):
             yield from self.missing(kid)
+
+    def _uncut(self, node: Node) -> bool:
+        return next(self.tree.uncut(node), None) is not None
+
+    def cut(self, split: int, file: int, cuts: tuple[Cut, ...]) -> Node:
+        """Fix more ranges of a file; its node, which is another one now."""
+        old = self.tree.file_node(split, file)
+        above = self.path(old)[:-1]
+        inside = list(leaves(self.shape(old)))
+        for node, _ in inside:
+            self.remove(node)
+        self.tree.cut(split, file, cuts)
+        new = self.tree.file_node(split, file)
+        for node in above:
+            if node in self._size:
+                self._size[node] += new.hi - old.hi
+        self._size.pop(old, None)
+        self._last = []
+        for node, identity in inside:
+            self.add(node, identity)
+        return new
 
     def shape(self, node: Node) -> Shape:
         """How the stored nodes below a node add up."""
@@ -119,6 +197,24 @@ class Coverage:
     def leaves(self, shape: Shape) -> Iterator[tuple[Node, str]]:
         """The stored nodes of a shape, in order."""
         yield from leaves(shape)
+
+
+@contextlib.contextmanager
+def _no_collecting() -> Iterator[None]:
+    """Without the garbage collector, which would look at a hundred thousand new tuples again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _order(node: Node) -> tuple[int, ...]:
+    """The place of a node's first chunk, and the larger of two that begin there before the smaller."""
+    level = 0 if node.first < 0 else 1 if node.hi < 0 else 2
+    return node.split, max(node.first, 0), node.lo, level, -node.last, -node.hi
 
 
 def leaves(shape: Shape) -> Iterator[tuple[Node, str]]:

@@ -17,11 +17,14 @@ from executors.errors import DamagedError, EngineError
 from executors.work import answers, blame, coverage, notes, policy, tree
 from executors.work.answers import receipt_of
 from executors.work.coverage import Coverage
+from executors.work.cutting import Cutting
+from executors.work.leaks import Leaks
 from executors.work.ledger import Ledger
 from executors.work.merge import DamagedPartError, MergeTask, damaged_parts, load, merge, total
 from executors.work.merging import Books, Merging, Orders
 from executors.work.model import Failure, Kind, Node, Task
 from executors.work.policy import Action
+from executors.work.sizing import Sizing
 from executors.work.terms import MOST_CHUNKS, Assignment, Call, Terms
 from executors.work.watch import Watch
 from executors.work.worker import SITE_ERRORS, Place
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from executors.work.model import Part, Receipt
     from executors.work.packed import Packed
     from executors.work.plan import Tree
+    from executors.work.ranges import Ranges
     from executors.work.report import Observer
 
 
@@ -55,6 +59,8 @@ class Drive:
         stop: Event,
         urls: dict[str, str] | None = None,
         combine_here: Call | None = None,
+        sizing: Sizing | None = None,
+        ranges: Ranges | None = None,
     ) -> None:
         self.tree, self.place, self.call, self.pool, self.terms = tree_, place, call, pool, terms
         self.journal, self.observer, self.stop = journal, observer, stop
@@ -62,6 +68,8 @@ class Drive:
         self._watch = Watch(place.run / "notes", place.chunk_timeout)
         self.coverage = Coverage(tree_)
         self.ledger = Ledger(tree_)
+        self.sizing = sizing or Sizing([d.name for d in tree_.plan.datasets])
+        self.cutting = Cutting(self.coverage, self.ledger, self.sizing, terms.slots, ranges)
         self.on_split: Callable[[int], None] = lambda _: None  # told once a split is whole
         self.halted: Failure | None = None  # why no more is handed out: the site, or the analysis
         self.urls = urls or {}
@@ -77,7 +85,9 @@ class Drive:
         self._no_shows: dict[Node, int] = {}
         self._needed = terms.slots  # tasks that the pool was last told to be left, at most
         self._taken: dict[Node, int] = {}  # how often a task's machine was taken away
+        self._leaks = Leaks(self.sizing.budget)
         self._per_chunk = 0.0  # seconds, smoothed
+        self._per_event = 0.0
         books = Books(self.store, self.coverage, self.ledger, journal, observer, terms)
         self.merging = Merging(
             books,
@@ -122,7 +132,7 @@ class Drive:
         root = self.tree.split_root(split)
         if any(above in self.coverage.stored for above in self.coverage.path(root)):
             return
-        yield from self.coverage.missing(root)
+        yield from self.cutting.missing(root)
 
     # -- the loop ----------------------------------------------------------------------------------
 
@@ -134,6 +144,8 @@ class Drive:
             self._hand_out()
             if not self._inflight:
                 if not self._later:
+                    if self._refilled():
+                        continue
                     break
                 self.stop.wait(max(0.0, min(self._later[0][0] - time.monotonic(), 0.2)))
                 continue
@@ -212,13 +224,18 @@ class Drive:
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             self._stack.append(heapq.heappop(self._later)[2])
-        while self._stack and len(self._inflight) < self._window() and not self._stopping():
+        while self._refilled() and len(self._inflight) < self._window() and not self._stopping():
             node = self._next(self._most_chunks())
             if node is not None:
                 parts = self.ledger.parts(node)
                 self._submit(self.tree.task(node, parts, self.urls), self.coverage.size(node))
             if self.terms.inline:
                 self._take_answers(0.0)
+
+    def _refilled(self) -> bool:
+        """Whether there is something to hand out, what waited for a canary included."""
+        self._stack.extend(reversed(self.cutting.released()))
+        return bool(self._stack)
 
     def _window(self) -> int:
         if self.terms.inline:
@@ -231,14 +248,17 @@ class Drive:
         """How many chunks the next task takes: long enough to hide its cost, short at the end."""
         if not self._per_chunk:
             return 1
-        wanted = self.terms.task_seconds / self._per_chunk
-        left = self.ledger.chunks_planned - self.ledger.chunks_done
-        fair = left / (3 * self.terms.slots)
+        # By events where they are known: a canary's few take no time, and what follows is longer.
+        wanted = self.terms.task_seconds / max(self._per_chunk, self._per_event * self.cutting.last)
+        fair = self.ledger.chunks_left() / (3 * self.terms.slots)
         return int(max(1, min(wanted, fair, MOST_CHUNKS)))
 
     def _next(self, most: int) -> Node | None:
         while self._stack:
             node = self._stack.pop()
+            if self.cutting.due(node):
+                self._stack.extend(reversed(self._cut(node, most)))
+                continue
             size = self.coverage.size(node)
             if not size:
                 continue
@@ -250,6 +270,13 @@ class Drive:
                 return node
             self._stack.extend(reversed(self.tree.children(node)))
         return None
+
+    def _cut(self, node: Node, most: int) -> list[Node]:
+        try:
+            return self.cutting.cut(node, most)
+        except OSError as error:
+            self._halt(Kind.SITE, f"{error.strerror}: {self.place.run}", type(error).__name__)
+            return []
 
     def _holds_special(self, node: Node) -> bool:
         return self.tree.unknown(node) or self.ledger.special_below(node) or bool(self.coverage.done(node))
@@ -295,6 +322,7 @@ class Drive:
             self.merging.answered(task, receipt, error, overdue=overdue is not None)
         elif receipt is not None and self._accept(task, assignment, receipt):
             self._silent_failures = 0
+            self._watch_growth(future, receipt)
         elif overdue is None:
             self._no_receipt(task, assignment, error)
 
@@ -317,6 +345,7 @@ class Drive:
         else:
             self._put_errors = 0
         self._learn(receipt)
+        self._measured(task, receipt)
         self._tell_pool()
         self.ledger.took(receipt, task)
         covered = [p.node for p in good] + [blame.chunk_node(task, f.file, f.chunk) for f in failed]
@@ -331,6 +360,8 @@ class Drive:
             host=receipt.host,
             pid=receipt.pid,
             waited=round(time.monotonic() - assignment.since - receipt.seconds, 3),
+            memory=[(r.file, r.chunk, r.entries, r.before, r.peak) for r in receipt.chunks],
+            parts=task.slices[0].parts,
         )
         return True
 
@@ -366,6 +397,29 @@ class Drive:
         if receipt.chunks:
             per_chunk = max(1e-6, receipt.seconds / len(receipt.chunks))
             self._per_chunk = 0.7 * self._per_chunk + 0.3 * per_chunk if self._per_chunk else per_chunk
+            per_event = receipt.seconds / max(1, sum(r.entries for r in receipt.chunks))
+            self._per_event = 0.7 * self._per_event + 0.3 * per_event if self._per_event else per_event
+
+    def _measured(self, task: Task, receipt: Receipt) -> None:
+        dataset, parts = self.tree.splits[task.node.split].dataset, task.slices[0].parts
+        for record in receipt.chunks:
+            self.sizing.took(dataset, -(-record.entries // parts), record.peak, record.before)
+
+    def _watch_growth(self, future: Future[Receipt], receipt: Receipt) -> None:
+        """Have a worker replaced that keeps more memory with every task."""
+        if not receipt.chunks:
+            return
+        leak = self._leaks.saw(receipt.host, receipt.pid, receipt.chunks[0].before)
+        if leak is None:
+            return
+        renew = getattr(self.pool, "renew", None)
+        renewed = renew is not None and renew(future)
+        self.journal.write(
+            "leak", host=leak.host, pid=leak.pid, base=leak.base, now=leak.now, renewed=renewed
+        )
+        if self._leaks.found == 1:
+            tail = "; workers that do so are replaced" if renewed else ""
+            self.observer.message("warning", f"{leak}{tail}")
 
     def _requeue(self, node: Node, covered: list[Node]) -> None:
         rest = list(coverage.uncovered(node, covered, self.tree))
@@ -429,7 +483,11 @@ class Drive:
         history = self.ledger.failed(node, failure)
         count = history.add(failure.kind)
         span = failure.range[1] - failure.range[0]
-        action = policy.decide(failure.kind, history, span, self.terms.limits)
+        if failure.kind is Kind.MEMORY:
+            dataset = self.tree.splits[node.split].dataset
+            self.sizing.burst(dataset, max(1, span // history.parts), failure.peak)
+        room = getattr(self.pool, "memory", None)
+        action = policy.decide(failure.kind, history, span, self.terms.limits, room=room)
         self.journal.write(
             "failure", node=node, kind=failure.kind, action=action, path=failure.path, range=failure.range,
             error=failure.error, message=failure.message, count=count, host=failure.host,
@@ -532,7 +590,7 @@ class Drive:
     def _tell_pool(self) -> None:
         """Towards the end, let the pool give up machines that it still waits for."""
         need = getattr(self.pool, "need", None)
-        left = max(1, self.ledger.chunks_planned - self.ledger.chunks_done)
+        left = max(1, self.ledger.chunks_left())
         if need is not None and (left < 0.8 * self._needed or self._needed < left <= self.terms.slots):
             self._needed = left
             need(left)

@@ -10,6 +10,7 @@ from executors.work import tree as arithmetic
 from executors.work.model import Failure, Kind, Node, Receipt, Task
 from executors.work.policy import History
 from executors.work.report import DatasetCount, Snapshot
+from executors.work.sizing import FEW
 
 if TYPE_CHECKING:
     from executors.work.plan import Tree
@@ -26,6 +27,7 @@ class Ledger:
         self._dataset = [split.dataset for split in tree.splits]
         self._planned = [sum(f.events(chunk) for f in d.files) for d in datasets]
         self._chunks = [sum(f.chunks(chunk) for f in d.files) for d in datasets]
+        self._uncut = sum(f.whole - f.fixed for d in datasets for f in d.files)  # events
         self._events_done = [0] * len(datasets)
         self._chunks_done = [0] * len(datasets)
         self._failures = [0] * len(datasets)
@@ -34,6 +36,7 @@ class Ledger:
         self._special: set[Node] = set()  # what has such a chunk below it
         self._unknown = [Counter(f"{f.error}" for f in d.files if f.entries is None) for d in datasets]
         self.peak: list[int] = [0] * len(datasets)
+        self.peak_at: list[Node | None] = [None] * len(datasets)  # the chunk that needed so much
         self.bytes_read = 0
         self.cpu = 0.0
         self.resumed_events = 0
@@ -59,6 +62,20 @@ class Ledger:
     def chunks_done(self) -> int:
         """Chunks in stored sums."""
         return sum(self._chunks_done)
+
+    def cut(self, dataset: int, chunks: int, events: int) -> None:
+        """So many more chunks are fixed, of so many events."""
+        self._chunks[dataset] += chunks
+        self._uncut -= events
+
+    def chunks_left(self) -> int:
+        """Chunks still to be done; where they are not cut yet, rather too many than too few."""
+        planned = self.chunks_planned
+        left = planned - self.chunks_done
+        if not self._uncut:
+            return left
+        mean = (self.events_planned - self._uncut) // planned if planned else FEW
+        return left + -(-self._uncut // max(1, min(mean, FEW)))
 
     @property
     def complete(self) -> bool:
@@ -120,7 +137,10 @@ class Ledger:
         self.cpu += receipt.cpu
         for record in receipt.chunks:
             self.bytes_read += record.bytes_read
-            self.peak[dataset] = max(self.peak[dataset], record.peak)
+            if record.peak > self.peak[dataset]:
+                self.peak[dataset] = record.peak
+                place = record.file, record.file + 1, record.chunk, record.chunk + 1
+                self.peak_at[dataset] = Node(task.node.split, *place)
 
     def rows(self) -> tuple[DatasetCount, ...]:
         """The account, a row a dataset."""

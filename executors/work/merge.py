@@ -1,13 +1,12 @@
 """The merge: stored sums added along the tree, on a worker, into one stored sum.
 
-Where all have the same structure and only add, they are added block by block through a small buffer:
-memory does not grow with their number. Otherwise they are added in pairs, depth first.
+Where all have the same structure and only add, they are added block by block (see ``flat``), and the sum goes
+to the disk as it is made: no output is ever whole in memory. Otherwise they are added in pairs, depth first.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import socket
 import tempfile
@@ -15,23 +14,20 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
 from executors.errors import AnalysisError, DamagedError, ExecutorsError
 from executors.work.coverage import halves, is_leaf, leaves, stored
+from executors.work.flat import Flat, UnlikeError
 from executors.work.model import Node, Part, Receipt
-from executors.work.packed import Packed, add_region, region_dtype
+from executors.work.packed import Packed
 from executors.work.store import DamagedPartError, frame, read_header, read_section
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from executors.work.coverage import Shape
     from executors.work.model import Analysis
-    from executors.work.store import Reading, Store
+    from executors.work.store import Stamp, Store
     from executors.work.worker import Place
-
-MOST_OPEN = 200  # files at once: many machines allow a process no more than 1,024
 
 LARGE = 8 << 20  # bytes of a sum that is worth the way to the disk and back
 
@@ -53,8 +49,7 @@ def merge(task: MergeTask, analysis: Analysis, place: Place) -> Receipt:
     parts: tuple[Part, ...] = ()
     extra: dict[str, Any] = {}
     try:
-        packed, entries = total(task.shape, place.store, analysis.combine)
-        stamp = place.store.put(task.node, task.id, {"entries": entries}, packed.sections())
+        stamp, entries = _store_sum(task, place.store, analysis.combine)
         parts = (Part(task.node, task.id, stamp.digest, entries, stamp.size),)
     except DamagedPartError as error:
         # Found one, all are looked for: or each costs the sum of all the others once more.
@@ -78,6 +73,18 @@ def merge(task: MergeTask, analysis: Analysis, place: Place) -> Receipt:
         cpu=time.process_time() - cpu,
         extra=extra,
     )
+
+
+def _store_sum(task: MergeTask, store: Store, combine: Combine) -> tuple[Stamp, int]:
+    if not is_leaf(task.shape):
+        with contextlib.suppress(UnlikeError, OverflowError), Flat(task.shape, store) as flat:
+            blocks = flat.blocks()
+            stamp = store.put_blocks(
+                task.node, task.id, flat.layout, flat.skeleton, blocks, lambda: {"entries": flat.entries}
+            )
+            return stamp, flat.entries
+    packed, entries = total(task.shape, store, combine)
+    return store.put(task.node, task.id, {"entries": entries}, packed.sections()), entries
 
 
 def load(store: Store, node: Node, identity: str) -> tuple[Packed, int]:
@@ -104,13 +111,8 @@ def total(shape: Shape, store: Store, combine: Combine) -> tuple[Packed, int]:
         raise ValueError("nothing to add")
     if is_leaf(shape):
         return load(store, *stored(shape))
-    if sum(1 for _ in itertools.islice(leaves(shape), MOST_OPEN + 1)) > MOST_OPEN:
-        left, right = halves(shape)
-        one, events = total(left, store, combine)
-        two, more = total(right, store, combine)
-        return combine(one, two), events + more
-    with contextlib.suppress(UnlikeError, OverflowError):
-        return _flat_total(shape, store)
+    with contextlib.suppress(UnlikeError, OverflowError), Flat(shape, store) as flat:
+        return flat.whole(), flat.entries
     return _paired_total(shape, store, combine)
 
 
@@ -143,59 +145,6 @@ def _park(packed: Packed, store: Store) -> Callable[[], Packed] | None:
             return Packed.from_sections(sections)
 
     return fetch
-
-
-# -- block by block ---------------------------------------------------------------------------------
-
-
-class UnlikeError(Exception):
-    """The stored sums are not all of one structure, or do not simply add."""
-
-
-def _flat_total(shape: Shape, store: Store) -> tuple[Packed, int]:
-    """The sum of stored sums of one structure: block after block, each along the tree."""
-    with contextlib.ExitStack() as files:
-        parts = {part: files.enter_context(_opened(store, *part)) for part in leaves(shape)}
-        first, *others = parts.values()
-        skeleton = first.section("skeleton")
-        alike = all(other.layout() == first.layout() for other in others)
-        if not alike or not Packed(skeleton, {}).additive:
-            raise UnlikeError
-        sections: dict[str, Any] = {"skeleton": skeleton}
-        for name, blocks in first.header.sections:
-            if name != "skeleton":
-                sections[name] = _section_total(name, len(blocks), shape, parts)
-        entries = sum(int(part.header.about["entries"]) for part in parts.values())
-    return Packed.from_sections(sections), entries
-
-
-@contextlib.contextmanager
-def _opened(store: Store, node: Node, identity: str) -> Iterator[Reading]:
-    try:
-        with store.reading(node, identity) as reading:
-            yield reading
-    except DamagedPartError:
-        raise
-    except (DamagedError, KeyError, ValueError) as error:
-        raise DamagedPartError(str(error), node, identity) from error
-
-
-def _section_total(name: str, blocks: int, shape: Shape, parts: Mapping[Any, Reading]) -> bytearray:
-    region = name.removeprefix("region ")
-    dtype = region_dtype(region)
-    whole = bytearray()
-
-    def block(at: Shape, index: int) -> Any:
-        if is_leaf(at):
-            return np.frombuffer(bytearray(parts[stored(at)].block(name, index)), dtype)
-        left, right = halves(at)
-        sum_ = block(left, index)
-        add_region(region, sum_, block(right, index))
-        return sum_
-
-    for index in range(blocks):
-        whole += memoryview(block(shape, index)).cast("B")
-    return whole
 
 
 __all__ = ["DamagedPartError", "MergeTask", "load", "merge", "total"]

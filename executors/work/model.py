@@ -81,8 +81,11 @@ class ChunkRecord:
     chunk: int
     entries: int
     seconds: float
-    peak: int = 0  # bytes of resident memory at the highest, 0 where unknown
+    peak: int = 0  # bytes of resident memory at the highest, children included; 0 where unknown
     bytes_read: int = 0
+    before: int = 0  # bytes of resident memory when it began
+    children: int = 0  # the part of the peak that was other processes', started by the processor
+    mapped: int = 0  # the part of the peak that was pages of files: what it could not do without is the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,7 @@ class Failure:
     frames: tuple[str, ...] = ()  # the user's own frames, innermost last
     host: str = ""
     pid: int = 0
+    peak: int = 0  # bytes of resident memory at the highest until it failed; 0 where unknown
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from executors.errors import DamagedError, PlanChangedError
 from executors.work import tree
 from executors.work.model import FileSlice, Node, Range, Task
+from executors.work.ranges import with_ranges
 from executors.work.store import sweep, write_whole
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VERSION = 1
+
+Cut: TypeAlias = "tuple[int, int]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,36 +39,74 @@ class PlannedFile:
     size: int | None = None  # of a local file when it was counted: tells a replaced one
     mtime: int | None = None
     error: str | None = None
+    # Where sizes follow the memory: (up to which event, in ranges of how many), as far as that is fixed.
+    cuts: tuple[Cut, ...] | None = None
+
+    @property
+    def whole(self) -> int:
+        """How many events are asked for, wherever they lie; 0 while nobody could count them."""
+        if self.entries is None:
+            return 0
+        return self.entries if self.steps is None else sum(stop - start for start, stop in self.steps)
+
+    @property
+    def open(self) -> bool:
+        """Whether some of its ranges are still to be fixed: nobody could count it, or no size is chosen."""
+        return self.entries is None or (self.cuts is not None and self.fixed < self.whole)
+
+    @property
+    def fixed(self) -> int:
+        """Of how many events, counted along what is asked for, the ranges are fixed."""
+        if self.cuts is None:
+            return self.whole
+        return self.cuts[-1][0] if self.cuts else 0
+
+    def _between(self, first: int, last: int) -> Iterator[Range]:
+        """Where the events of these numbers lie, counted along what is asked for."""
+        passed = 0
+        for start, stop in self.steps if self.steps is not None else ((0, self.entries or 0),):
+            lo, hi = max(first - passed, 0), min(last - passed, stop - start)
+            if lo < hi:
+                yield start + lo, start + hi
+            passed += stop - start
+
+    def uncut(self) -> tuple[Range, ...]:
+        """Where the events lie of which no range is fixed yet."""
+        return tuple(self._between(self.fixed, self.whole))
+
+    def _stretches(self, chunk: int) -> Iterator[tuple[int, int, int]]:
+        """Where events lie that are cut alike: first, last and the most events of a range."""
+        before = 0
+        for upto, size in ((self.whole, chunk),) if self.cuts is None else self.cuts:
+            yield from ((start, stop, size) for start, stop in self._between(before, upto))
+            before = upto
 
     def ranges(self, chunk: int) -> tuple[Range, ...]:
-        """The entry ranges of the file's chunks: equal parts, none above ``chunk`` entries."""
-        if self.entries is None:
-            return ()
-        steps = self.steps if self.steps is not None else ((0, self.entries),)
-        ranges = tuple(part for start, stop in steps for part in equal_parts(start, stop, chunk))
+        """The entry ranges of the file's chunks: equal parts, none above the size."""
+        stretches = self._stretches(chunk)
+        ranges = tuple(part for start, stop, size in stretches for part in equal_parts(start, stop, size))
         return ranges if self.limit is None else ranges[: self.limit]
 
     def some_ranges(self, chunk: int, lo: int, hi: int) -> tuple[Range, ...]:
         """The ranges of chunks ``[lo, hi)``; a file of a million chunks is not laid out for one of them."""
-        if self.entries is None or self.steps is not None:
-            return self.ranges(chunk)[lo:hi]
-        return tuple(equal_parts(0, self.entries, chunk, lo, min(hi, self.chunks(chunk))))
+        out: list[Range] = []
+        passed, hi = 0, hi if self.limit is None else min(hi, self.limit)
+        for start, stop, size in self._stretches(chunk):
+            count = -(-(stop - start) // size)
+            if passed + count > lo and passed < hi:
+                out += equal_parts(start, stop, size, max(lo - passed, 0), hi - passed)
+            passed += count
+        return tuple(out)
 
     def chunks(self, chunk: int) -> int:
-        """How many chunks the file has."""
-        if self.entries is None:
-            return 0
-        if self.steps is None:
-            n = -(-self.entries // chunk)
-            return n if self.limit is None else min(n, self.limit)
-        return len(self.ranges(chunk))
+        """How many chunks the file has, as far as that is fixed."""
+        n = sum(-(-(stop - start) // size) for start, stop, size in self._stretches(chunk))
+        return n if self.limit is None else min(n, self.limit)
 
     def events(self, chunk: int) -> int:
         """How many events of the file are planned."""
-        if self.entries is None:
-            return 0
-        if self.steps is None and self.limit is None:
-            return self.entries
+        if self.limit is None or self.entries is None:
+            return self.whole
         return sum(stop - start for start, stop in self.ranges(chunk))
 
 
@@ -111,6 +152,11 @@ class Plan:
     fingerprint_parts: Mapping[str, str] = field(default_factory=dict)
     choices: Mapping[str, Any] = field(default_factory=dict)  # only, limit, max, …: what shaped the plan
 
+    @property
+    def auto(self) -> bool:
+        """Whether sizes follow the memory; ``chunk`` is then the most events of a chunk."""
+        return self.choices.get("chunk") == "auto"
+
     def splits(self) -> tuple[Split, ...]:
         """The splits in order: the positions are what nodes call ``split``."""
         out = []
@@ -148,7 +194,7 @@ class Plan:
             raise DamagedError(f"{path} is damaged; put it back from a copy, or start anew with --overwrite")
         if version != VERSION:
             raise PlanChangedError(f"{path} was written by another version of this program ({version})")
-        return _plan_from(json.loads(body))
+        return with_ranges(_plan_from(json.loads(body)), path)
 
     def with_counts(self, counted: Mapping[tuple[int, int], PlannedFile]) -> Plan:
         """The plan with the files of ``counted`` (dataset, file) put in place of the unknown ones."""
@@ -174,7 +220,10 @@ def _plan_from(content: Mapping[str, Any]) -> Plan:
         PlannedDataset(
             d["name"],
             d["index"],
-            tuple(PlannedFile(**{**f, "steps": _steps(f["steps"])}) for f in d["files"]),
+            tuple(
+                PlannedFile(**{**f, "steps": _pairs(f["steps"]), "cuts": _pairs(f.get("cuts"))})
+                for f in d["files"]
+            ),
             d["metadata"],
         )
         for d in content["datasets"]
@@ -182,8 +231,8 @@ def _plan_from(content: Mapping[str, Any]) -> Plan:
     return Plan(**{**content, "datasets": datasets})
 
 
-def _steps(rows: Iterable[Iterable[int]] | None) -> tuple[Range, ...] | None:
-    return None if rows is None else tuple((start, stop) for start, stop in rows)
+def _pairs(rows: Iterable[Iterable[int]] | None) -> tuple[tuple[int, int], ...] | None:
+    return None if rows is None else tuple((first, second) for first, second in rows)
 
 
 def limit_chunks(
@@ -225,12 +274,12 @@ def differences(old: Plan, new: Plan) -> list[str]:
     said = [
         f"{what} was {_shown(a)} and is now {_shown(b)}"
         for what, a, b in (
-            ("--chunk", old.chunk, new.chunk),
+            ("--chunk", *(("auto" if plan.auto else plan.chunk) for plan in (old, new))),
             ("--fsize", old.fsize, new.fsize),
             ("the workflow", old.workflow, new.workflow),
             *(
                 (f"--{k}", old.choices.get(k), new.choices.get(k))
-                for k in sorted({*old.choices, *new.choices})
+                for k in sorted({*old.choices, *new.choices} - {"chunk"})
             ),
         )
         if a != b
@@ -273,16 +322,47 @@ def _dataset_differences(old: PlannedDataset, new: PlannedDataset) -> Iterator[s
         yield f"dataset {old.name!r}: its metadata changed"
 
 
+WHOLE, UNCOUNTED, UNCUT = range(3)  # what is known of a file: all; not even its entries; not all its ranges
+
+
+def _state(file: PlannedFile) -> int:
+    if file.entries is None:
+        return UNCOUNTED
+    return UNCUT if file.open else WHOLE
+
+
 class Tree:
-    """The plan as a tree: what each node holds, how much, and what identifies it."""
+    """The plan as a tree: what each node holds, how much, and what identifies it.
+
+    Where sizes follow the memory, a file's ranges are fixed one after the other while the run goes on.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.splits = plan.splits()
         self._counts = [[f.chunks(plan.chunk) for f in s.files] for s in self.splits]
-        self._any_unknown = any(f.entries is None for s in self.splits for f in s.files)
+        self._states = [bytearray(_state(f) for f in s.files) for s in self.splits]
+        self._any_open = sum(len(row) - row.count(WHOLE) for row in self._states)
+        self._cut: dict[tuple[int, int], PlannedFile] = {}  # files as they are cut now
         self._keys: dict[tuple[int, int], str] = {}
         self._heads: dict[int, bytes] = {}
+
+    def planned(self) -> Plan:
+        """The plan with all ranges that have been fixed by now."""
+        cut: dict[tuple[int, int], PlannedFile] = {}
+        for (number, file), planned in self._cut.items():
+            split = self.splits[number]
+            cut[split.dataset, split.first + file] = planned
+        return self.plan.with_counts(cut) if cut else self.plan
+
+    def cut(self, split: int, file: int, cuts: tuple[Cut, ...]) -> None:
+        """Fix more ranges of a file; what was fixed stays as it is."""
+        now = replace(self.file(split, file), cuts=cuts)
+        self._cut[split, file] = now
+        self._counts[split][file] = now.chunks(self.plan.chunk)
+        was, state = self._states[split][file], _state(now)
+        self._states[split][file] = state
+        self._any_open -= was != WHOLE and state == WHOLE
 
     @property
     def root(self) -> Node | None:
@@ -301,13 +381,17 @@ class Tree:
         """The node of one split."""
         return tree.split_node(split, self)
 
+    def file_node(self, split: int, file: int) -> Node:
+        """The node of one file."""
+        return tree.file_node(split, file, self._counts[split][file])
+
     def children(self, node: Node) -> tuple[Node, ...]:
         """The two halves of a node, or nothing for a chunk."""
         return tree.children(node, self)
 
     def file(self, split: int, file: int) -> PlannedFile:
-        """A file by its place."""
-        return self.splits[split].files[file]
+        """A file by its place, as it is cut now."""
+        return self._cut.get((split, file)) or self.splits[split].files[file]
 
     def pieces(self, node: Node) -> Iterator[tuple[int, int, int, int]]:
         """``(split, file, lo, hi)`` for each file below a node that has chunks there."""
@@ -324,34 +408,41 @@ class Tree:
         """How many chunks lie below a node."""
         if node.hi >= 0:
             return node.hi - node.lo
-        return sum(hi - lo for _, _, lo, hi in self.pieces(node))
+        if node.first >= 0:
+            return sum(self._counts[node.split][node.first : node.last])
+        return sum(sum(self._counts[split]) for split in tree.splits_of(node))
 
     def events(self, node: Node) -> int:
-        """How many events lie below a node."""
+        """How many events lie in the chunks below a node."""
         total = 0
         for split, file, lo, hi in self.pieces(node):
             planned = self.file(split, file)
-            if lo == 0 and hi == self._counts[split][file]:
+            if lo == 0 and hi == self._counts[split][file] and not planned.open:
                 total += planned.events(self.plan.chunk)
             else:
                 total += sum(stop - start for start, stop in planned.some_ranges(self.plan.chunk, lo, hi))
         return total
 
     def unknown(self, node: Node) -> bool:
-        """Whether a file whose entries nobody could count lies below a node."""
-        if not self._any_unknown:
-            return False
-        if node.hi >= 0:
-            return self.file(node.split, node.first).entries is None
-        return any(
-            file.entries is None
-            for split in tree.splits_of(node)
-            for file in (
-                self.splits[split].files
-                if node.first < 0
-                else self.splits[split].files[node.first : node.last]
-            )
-        )
+        """Whether it is still to be found out what lies below a node: files not counted, or not cut yet."""
+        return bool(self._any_open) and any(any(states) for states in self._below(node))
+
+    def uncut(self, node: Node) -> Iterator[tuple[int, int]]:
+        """``(split, file)`` of the files below a node that have events of which no range is fixed yet."""
+        if not self._any_open:
+            return
+        for split in tree.splits_of(node):
+            states = self._states[split]
+            first, last = (0, len(states)) if node.first < 0 else (node.first, node.last)
+            found = states.find(UNCUT, first, last)
+            while found >= 0:
+                yield split, found
+                found = states.find(UNCUT, found + 1, last)
+
+    def _below(self, node: Node) -> Iterator[bytearray]:
+        for split in tree.splits_of(node):
+            states = self._states[split]
+            yield states if node.first < 0 else states[node.first : node.last]
 
     def key(self, split: int, file: int) -> str:
         """The hash of all that identifies a file's events in this analysis."""

@@ -42,6 +42,7 @@ class History:
     counts: dict[Kind, int] = field(default_factory=dict)
     parts: int = 1  # in how many pieces it is processed now
     silent_splits: int = 0  # splits for lost workers, without evidence that it was memory
+    room: int | None = None  # bytes that a worker had when it was too little
 
     def add(self, kind: Kind) -> int:
         """Count one more failure of a kind; how many there are now."""
@@ -49,17 +50,28 @@ class History:
         return self.counts[kind]
 
 
-def decide(kind: Kind, history: History, entries: int, limits: Limits) -> Action:
-    """What to do about a chunk of ``entries`` events that failed once more, ``history`` counting this one."""
+def decide(kind: Kind, history: History, entries: int, limits: Limits, *, room: int | None = None) -> Action:
+    """What to do about a chunk of ``entries`` events that failed once more, ``history`` counting this one.
+
+    ``room`` is what workers that start now have of memory, where that is known.
+    """
     n = history.counts.get(kind, 0)
     if kind is Kind.SITE:
         return Action.STOP
     if kind is Kind.MEMORY:
-        return Action.SPLIT if entries // (history.parts * 2) >= limits.floor else Action.QUARANTINE
+        return _too_big(history, entries, limits, room)
     if kind is Kind.LOST:
         return _lost(n, history, limits)
     tries = {Kind.PASSING: limits.retries + 1, Kind.BAD: limits.bad, Kind.TIMEOUT: limits.timeouts}
     return Action.RETRY if n < tries.get(kind, 0) else Action.QUARANTINE
+
+
+def _too_big(history: History, entries: int, limits: Limits, room: int | None) -> Action:
+    before, history.room = history.room, room
+    if entries // (history.parts * 2) >= limits.floor:
+        return Action.SPLIT
+    # It cannot get smaller, but jobs may have got larger since it failed.
+    return Action.RETRY if before is not None and room is not None and room > before else Action.QUARANTINE
 
 
 def _lost(n: int, history: History, limits: Limits) -> Action:

@@ -27,6 +27,8 @@ class DatasetCount:
     chunks_done: int = 0
     failures: int = 0  # every failure, also those that a retry healed
     files_unopened: int = 0  # whose events nobody could count: they are in no other number
+    peak_memory: int = 0  # bytes, of the chunk that needed most; 0 where unknown
+    bytes_per_event: float = 0.0  # of the part that grows with the events; 0 where unknown
 
 
 @dataclass(frozen=True, slots=True)

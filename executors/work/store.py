@@ -14,26 +14,28 @@ import json
 import os
 import secrets
 import struct
-import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+
+import xxhash
 
 from executors.errors import DamagedError
 from executors.work.model import Node
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+    from types import TracebackType
 
-MAGIC = b"CXSTORE1"
-PROLOGUE = struct.Struct("<8sQ20s")
-BLOCK = 1 << 20
-LEVEL = 1
+    from executors.work.codec import Array, Bytes
+
+MAGIC = b"CXSTORE2"
+PROLOGUE = struct.Struct("<8sQ20s")  # magic, length and hash of the head
+ROW = struct.Struct("<QIB16s")  # where a block is, how long it is there, its form and its hash
+BLOCK = 1 << 19
+SKELETON = "skeleton"  # the section that objects of one structure have in common
+FIRST = 4096  # bytes read at once: more than the head of most objects
+SPARE = 40  # bytes kept in a head for a number that is known last
 SUFFIX = ".part"
 TEMPORARY = ".tmp"
 NO_FILE = frozenset(  # an object is not there or cannot be had back; all else says that something is short
@@ -53,8 +55,30 @@ class Block(NamedTuple):
 
     offset: int
     stored: int
-    raw: int
+    form: int
     digest: bytes
+    raw: int
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """The blocks of a section. A row each, as in the file: an object of a gigabyte has a thousand."""
+
+    raw: int  # bytes in memory, of all
+    size: int  # of each but the last
+    rows: bytes
+
+    def __len__(self) -> int:
+        return len(self.rows) // ROW.size
+
+    def __getitem__(self, index: int) -> Block:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        offset, stored, form, digest = ROW.unpack_from(self.rows, index * ROW.size)
+        return Block(offset, stored, form, digest, min(self.size, self.raw - index * self.size))
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[index] for index in range(len(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +86,9 @@ class Header:
     """The verified head of an object: what it is, and where its blocks are."""
 
     about: Mapping[str, Any]
-    sections: tuple[tuple[str, tuple[Block, ...]], ...]
+    sections: tuple[tuple[str, Blocks], ...]
     stamp: Stamp
+    layout: list[Any]  # equal where names and lengths of all sections are, and the skeleton
 
 
 def object_name(node: Node, identity: str) -> str:
@@ -74,14 +99,27 @@ def object_name(node: Node, identity: str) -> str:
 def parse_name(name: str) -> tuple[Node, str] | None:
     """The node and identity a name stands for, or None if it is no object's name."""
     folder, _, file = name.partition("/")
-    fields = file.removesuffix(SUFFIX).split(".")
-    if not file.endswith(SUFFIX) or len(fields) != 5 or not folder.isdecimal():
+    split = _split_of(folder)
+    return None if split is None else _parse_file(split, file)
+
+
+def _split_of(folder: str) -> int | None:
+    if not folder.isdecimal() or f"{int(folder):06d}" != folder:
+        return None
+    return int(folder)
+
+
+def _parse_file(split: int, file: str) -> tuple[Node, str] | None:
+    fields = file.split(".", 5)
+    if len(fields) != 6 or fields[5] != SUFFIX[1:]:
         return None
     try:
-        node = Node(int(folder), *(int(f) for f in fields[:4]))
+        first, last, lo, hi = map(int, fields[:4])
     except ValueError:
         return None
-    return (node, fields[4]) if object_name(node, fields[4]) == name else None
+    # Only as it would be written: int() reads " 7", "007" and other alphabets too.
+    written = file.startswith(f"{first}.{last}.{lo}.{hi}.")
+    return (Node(split, first, last, lo, hi), fields[4]) if written else None
 
 
 def fsync_folder(folder: Path) -> None:
@@ -100,14 +138,21 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_whole(path: Path, pieces: Sequence[bytes | memoryview]) -> int:
+def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> int:
     """Write a file so that its name shows nothing or the whole of it; return its size."""
+    with _replacing(path) as fd:
+        return sum(_write_all(fd, piece) for piece in pieces)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[int]:
+    """A file beside the final one that takes its name when all is on disk, and vanishes on any failure."""
     _make_folder(path.parent)
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}{TEMPORARY}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         try:
-            size = sum(_write_all(fd, piece) for piece in pieces)
+            yield fd
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -117,7 +162,6 @@ def write_whole(path: Path, pieces: Sequence[bytes | memoryview]) -> int:
             temporary.unlink()
         raise
     fsync_folder(path.parent)
-    return size
 
 
 def _make_folder(folder: Path) -> None:
@@ -147,32 +191,73 @@ def _digest(data: bytes | memoryview, size: int = 16) -> bytes:
     return hashlib.blake2b(data, digest_size=size).digest()
 
 
+def _block_digest(data: bytes | memoryview) -> bytes:
+    # Against damage, not against forgers: who can write here can write a checksum too. BLAKE2 would take
+    # ten times as long as the adding itself.
+    return xxhash.xxh3_128_digest(data)
+
+
+Layout: TypeAlias = "Sequence[tuple[str, int]]"
+"""Names of an object's sections, and their bytes in memory."""
+
+
+class Framing:
+    """An object being written: its blocks as they come, and then the head that stands before them."""
+
+    def __init__(self, about: Mapping[str, Any], layout: Layout, skeleton: bytes | memoryview) -> None:
+        self._layout, self._size = layout, BLOCK
+        self._skeleton = _digest(skeleton).hex()
+        self._rows: list[bytes] = []
+        blocks = sum(-(-raw // BLOCK) for _, raw in layout)
+        self._text = len(self._json(about)) + SPARE
+        self.first = PROLOGUE.size + self._text + 1 + blocks * ROW.size
+        self._end = self.first
+
+    def block(self, raw: memoryview) -> bytes | memoryview:
+        """The next block as it is to be written."""
+        from executors.work import codec
+
+        form, stored = codec.encode(raw)
+        self._rows.append(ROW.pack(self._end, len(stored), form, _block_digest(stored)))
+        self._end += len(stored)
+        return stored
+
+    def finish(self, about: Mapping[str, Any]) -> tuple[bytes, Stamp]:
+        """All that stands before the first block."""
+        head = b"".join([self._json(about).ljust(self._text), b"\n", *self._rows])
+        digest = _digest(head, 20)
+        prologue = PROLOGUE.pack(MAGIC, len(head), digest)
+        if len(prologue) + len(head) != self.first:
+            raise ValueError("an object has other sections than were announced")
+        return prologue + head, Stamp(digest.hex(), self._end)
+
+    def _json(self, about: Mapping[str, Any]) -> bytes:
+        text = {"about": about, "block": self._size, "skeleton": self._skeleton, "sections": self._layout}
+        return json.dumps(text, separators=(",", ":")).encode()
+
+
+def cut(sections: Iterable[tuple[str, memoryview]]) -> Iterator[memoryview]:
+    """The blocks of sections that are in memory."""
+    for _, data in sections:
+        view = memoryview(data).cast("B")
+        yield from (view[start : start + BLOCK] for start in range(0, len(view), BLOCK))
+
+
 def frame(
     about: Mapping[str, Any], sections: Sequence[tuple[str, memoryview]]
 ) -> tuple[list[bytes | memoryview], Stamp]:
     """The bytes of an object, as pieces to be written one after another, and their stamp."""
-    body: list[bytes | memoryview] = []
-    table: list[Any] = []
-    for name, data in sections:
-        view = memoryview(data).cast("B")
-        blocks: list[Any] = []
-        for start in range(0, len(view), BLOCK):
-            raw = view[start : start + BLOCK]
-            packed = zstd.compress(raw, LEVEL)
-            stored: bytes | memoryview = packed if len(packed) < len(raw) else raw
-            body.append(stored)
-            blocks.append([len(stored), len(raw), _digest(stored).hex()])
-        table.append([name, blocks])
-    head = json.dumps({"about": about, "sections": table}, separators=(",", ":")).encode()
-    digest = _digest(head, 20)
-    pieces: list[bytes | memoryview] = [PROLOGUE.pack(MAGIC, len(head), digest), head, *body]
-    return pieces, Stamp(digest.hex(), sum(len(p) for p in pieces))
+    skeleton = next((data for name, data in sections if name == SKELETON), b"")
+    framing = Framing(about, [(name, memoryview(data).nbytes) for name, data in sections], skeleton)
+    body = [framing.block(block) for block in cut(sections)]
+    head, stamp = framing.finish(about)
+    return [head, *body], stamp
 
 
 def read_header(fd: int, name: str) -> Header:
     """Read and verify the head of an open object; every later read is verified against it."""
     size = os.fstat(fd).st_size
-    first = os.pread(fd, 4096, 0)
+    first = os.pread(fd, FIRST, 0)
     if len(first) < PROLOGUE.size:
         raise DamagedError(f"{name}: {size} bytes are too few for a stored object", name=name)
     magic, length, digest = PROLOGUE.unpack_from(first)
@@ -183,43 +268,77 @@ def read_header(fd: int, name: str) -> Header:
         head += os.pread(fd, length - len(head), PROLOGUE.size + len(head))
     if _digest(head, 20) != digest:
         raise DamagedError(f"{name}: its header does not match its checksum", name=name)
-    offset = PROLOGUE.size + length
-    sections = []
     try:
-        content = json.loads(head)
-        about = dict(content["about"])
-        for section, rows in content["sections"]:
-            blocks = []
-            for stored, raw, checksum in rows:
-                blocks.append(Block(offset, stored, raw, bytes.fromhex(checksum)))
-                offset += stored
-            sections.append((section, tuple(blocks)))
-    except (KeyError, TypeError, ValueError) as error:
+        about, sections, layout = _parse(head)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(f"{name}: not an object of this program", name=name) from error
-    if offset != size:
-        raise DamagedError(f"{name}: {size} bytes long where {offset} were written", name=name)
-    return Header(about, tuple(sections), Stamp(digest.hex(), size))
+    last = next((blocks[len(blocks) - 1] for _, blocks in reversed(sections) if len(blocks)), None)
+    end = last.offset + last.stored if last is not None else PROLOGUE.size + length
+    if end != size:
+        raise DamagedError(f"{name}: {size} bytes long where {end} were written", name=name)
+    return Header(about, sections, Stamp(digest.hex(), size), layout)
 
 
-def read_block(fd: int, block: Block, name: str) -> bytes:
-    """One verified block, decompressed."""
-    data = os.pread(fd, block.stored, block.offset)
-    if len(data) != block.stored or _digest(data) != block.digest:
-        raise DamagedError(f"{name}: bytes at {block.offset} do not match their checksum", name=name)
-    return data if block.stored == block.raw else zstd.decompress(data)
+def _parse(head: bytes) -> tuple[dict[str, Any], tuple[tuple[str, Blocks], ...], list[Any]]:
+    line, _, rows = head.partition(b"\n")
+    content = json.loads(line)
+    size = content["block"]
+    sections = []
+    at = 0
+    for name, raw in content["sections"]:
+        end = at - (-raw // size) * ROW.size
+        sections.append((name, Blocks(raw, size, rows[at:end])))
+        at = end
+    if at != len(rows):
+        raise ValueError("rows missing or too many")
+    return dict(content["about"]), tuple(sections), [size, content["skeleton"], content["sections"]]
 
 
-def read_section(fd: int, blocks: Sequence[Block], name: str) -> bytearray:
+def read_block(fd: int, block: Block, name: str, scratch: Bytes, adding: str = "") -> Array:
+    """One verified block: in ``scratch``, which is as long as it, or in memory of its own.
+
+    ``adding`` names the type of cells to which it is only to be added: then its own may be of a smaller one.
+    """
+    from executors.work import codec
+
+    try:
+        if not block.form:
+            got = os.preadv(fd, [scratch.data], block.offset)
+            if got == block.stored == len(scratch) and _block_digest(scratch.data) == block.digest:
+                return scratch
+        else:
+            data = os.pread(fd, block.stored, block.offset)
+            if len(data) == block.stored and _block_digest(data) == block.digest:
+                return codec.decode(block.form, data, scratch, adding)
+    except DamagedError as error:
+        raise DamagedError(f"{name}: {error}", name=name) from error
+    raise DamagedError(f"{name}: bytes at {block.offset} do not match their checksum", name=name)
+
+
+def read_section(fd: int, blocks: Blocks, name: str) -> memoryview:
     """A whole section, verified; in memory that can be added to in place."""
-    whole = bytearray(sum(block.raw for block in blocks))
+    import numpy as np
+
+    cells = np.empty(blocks.raw, np.uint8)
     at = 0
     for block in blocks:
-        data = read_block(fd, block, name)
-        if len(data) != block.raw:
-            raise DamagedError(f"{name}: bytes at {block.offset} are not as many as were written", name=name)
-        whole[at : at + block.raw] = data
+        into = cells[at : at + block.raw]
+        found = read_block(fd, block, name, into)
+        if found is not into:
+            into[:] = found
         at += block.raw
-    return whole
+    return cells.data
+
+
+def _verify(fd: int, header: Header, name: str) -> None:
+    import numpy as np
+
+    scratch = np.empty(BLOCK, np.uint8)
+    for _, blocks in header.sections:
+        for block in blocks:
+            if block.raw > len(scratch):
+                scratch = np.empty(block.raw, np.uint8)
+            read_block(fd, block, name, scratch[: block.raw])
 
 
 class DamagedPartError(DamagedError):
@@ -238,26 +357,35 @@ class Reading:
     node: Node
     identity: str
     header: Header
+    name: str
 
-    def layout(self) -> list[tuple[str, list[int], list[bytes]]]:
-        """What objects of one structure share: names, lengths, and the same skeleton."""
-        return [
-            (name, [b.raw for b in blocks], [b.digest for b in blocks] if name == "skeleton" else [])
-            for name, blocks in self.header.sections
-        ]
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
 
-    def block(self, section: str, index: int) -> bytes:
-        """One block of a section."""
-        blocks = next(blocks for name, blocks in self.header.sections if name == section)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def block(self, section: int, index: int, scratch: Bytes, adding: str = "") -> Array:
+        """One block of a section, counted from 0; as ``read_block``."""
+        block = self.header.sections[section][1][index]
         try:
-            return read_block(self.fd, blocks[index], object_name(self.node, self.identity))
+            return read_block(self.fd, block, self.name, scratch, adding)
         except DamagedError as error:
             raise DamagedPartError(str(error), self.node, self.identity) from error
 
-    def section(self, name: str) -> bytes:
-        """A whole section."""
-        count = next((len(blocks) for section, blocks in self.header.sections if section == name), 0)
-        return b"".join(self.block(name, i) for i in range(count))
+    def section(self, name: str) -> memoryview:
+        """A whole section; of none, nothing."""
+        blocks = next((blocks for section, blocks in self.header.sections if section == name), None)
+        try:
+            return read_section(self.fd, blocks or Blocks(0, BLOCK, b""), self.name)
+        except DamagedError as error:
+            raise DamagedPartError(str(error), self.node, self.identity) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +398,29 @@ class Store:
         self, node: Node, identity: str, about: Mapping[str, Any], sections: Sequence[tuple[str, memoryview]]
     ) -> Stamp:
         """Store an object durably; when this returns it is there for good."""
-        pieces, stamp = frame({**about, "id": identity, "node": list(node)}, sections)
-        write_whole(self.path(node, identity), pieces)
+        skeleton = next((data for name, data in sections if name == SKELETON), b"")
+        layout = [(name, memoryview(data).nbytes) for name, data in sections]
+        return self.put_blocks(node, identity, layout, skeleton, cut(sections), lambda: about)
+
+    def put_blocks(  # noqa: PLR0917 - what an object is, its content, and what is said of it
+        self,
+        node: Node,
+        identity: str,
+        layout: Layout,
+        skeleton: bytes | memoryview,
+        blocks: Iterable[memoryview],
+        about: Callable[[], Mapping[str, Any]],
+    ) -> Stamp:
+        """Store an object durably that is never whole in memory; ``about`` is asked again after the last."""
+        own = {"id": identity, "node": list(node)}
+        framing = Framing({**own, **about()}, layout, skeleton)
+        with _replacing(self.path(node, identity)) as fd:
+            os.lseek(fd, framing.first, os.SEEK_SET)
+            for block in blocks:
+                _write_all(fd, framing.block(block))
+            head, stamp = framing.finish({**own, **about()})
+            os.lseek(fd, 0, os.SEEK_SET)
+            _write_all(fd, head)
         return stamp
 
     def put_bytes(self, node: Node, identity: str, data: bytes) -> Stamp:
@@ -289,25 +438,31 @@ class Store:
         with self._open(node, identity) as fd:
             return self._header(fd, node, identity)
 
-    def get(self, node: Node, identity: str) -> tuple[Header, dict[str, bytearray]]:
+    def get(self, node: Node, identity: str) -> tuple[Header, dict[str, memoryview]]:
         """An object with all its sections, every byte verified."""
         name = object_name(node, identity)
         with self._open(node, identity) as fd:
             header = self._header(fd, node, identity)
             return header, {section: read_section(fd, blocks, name) for section, blocks in header.sections}
 
-    @contextlib.contextmanager
-    def reading(self, node: Node, identity: str) -> Iterator[Reading]:
-        """An object held open, to be read block by block."""
-        with self._open(node, identity) as fd:
-            yield Reading(fd, node, identity, self._header(fd, node, identity))
+    def reading(self, node: Node, identity: str, header: Header | None = None) -> Reading:
+        """An object held open, to be read block by block; ``header`` where it was verified before."""
+        name = object_name(node, identity)
+        with _as_damage(name):
+            fd = _open_again(f"{self.root}/{name}")
+            try:
+                return Reading(fd, node, identity, header or self._header(fd, node, identity), name)
+            except BaseException:
+                os.close(fd)
+                raise
 
     def scan(self) -> Iterator[tuple[Node, str]]:
         """Every object's node and identity, by name only: nothing is opened."""
         for folder in sorted(self._folders()):
+            if (split := _split_of(folder)) is None:
+                continue
             for entry in sorted(os.listdir(self.root / folder)):  # noqa: PTH208 - names, not paths
-                parsed = parse_name(f"{folder}/{entry}")
-                if parsed is not None:
+                if (parsed := _parse_file(split, entry)) is not None:
                     yield parsed
 
     def drop(self, node: Node, identity: str) -> None:
@@ -343,19 +498,13 @@ class Store:
 
     @contextlib.contextmanager
     def _open(self, node: Node, identity: str) -> Iterator[int]:
-        path = self.path(node, identity)
-        try:
-            fd = _open_again(path)
+        name = object_name(node, identity)
+        with _as_damage(name):
+            fd = _open_again(f"{self.root}/{name}")
             try:
                 yield fd
             finally:
                 os.close(fd)
-        except OSError as error:
-            if error.errno in NO_FILE:
-                raise DamagedError(
-                    f"{path.name}: cannot be read ({error.strerror})", name=path.name
-                ) from error
-            raise
 
     @staticmethod
     def _header(fd: int, node: Node, identity: str) -> Header:
@@ -364,14 +513,25 @@ class Store:
         return header
 
 
-def _open_again(path: Path) -> int:
+@contextlib.contextmanager
+def _as_damage(name: str) -> Iterator[None]:
+    """An object that is not there, or cannot be had back from the disk, is a damaged one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_FILE:
+            raise DamagedError(f"{name}: cannot be read ({error.strerror})", name=name) from error
+        raise
+
+
+def _open_again(path: str) -> int:
     # Not blocking: in the place of an object there may be a pipe that nobody writes to.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         return os.open(path, flags)
     except FileNotFoundError:
         # A network file system remembers for a while what was not there; opening the folder asks anew.
-        os.close(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY))
+        os.close(os.open(path.rpartition("/")[0], os.O_RDONLY | os.O_DIRECTORY))
     except OSError as error:
         if error.errno != errno.ESTALE:
             raise
@@ -393,9 +553,7 @@ def check_bytes(data: bytes, node: Node, identity: str) -> Stamp:
         name = object_name(node, identity)
         header = read_header(fd, name)
         _check_identity(header, node, identity)
-        for _, blocks in header.sections:
-            for block in blocks:
-                read_block(fd, block, name)
+        _verify(fd, header, name)
         return header.stamp
     finally:
         os.close(fd)

@@ -67,7 +67,8 @@ def children(node: Node, counts: Counts) -> tuple[Node, ...]:
     if node.hi - node.lo < 2:
         return ()
     mid = middle(node.lo, node.hi)
-    return node._replace(hi=mid), node._replace(lo=mid)
+    split, first, last, lo, hi = node
+    return Node(split, first, last, lo, mid), Node(split, first, last, mid, hi)
 
 
 def splits_of(node: Node) -> range:

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from executors.work import memory, tree
+from executors.work import memory, processes, tree
 from executors.work.answers import words
 from executors.work.model import ChunkRecord, Failure, FileSlice, Kind, Node, Part, Receipt
 from executors.work.plan import equal_parts
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 SITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 USER_FAILURES_A_TASK = 3
 PRINTED_A_TASK = 64 << 10
+LONG_ENOUGH = 0.2  # seconds of a task: counting a worker's pages one by one takes up to half a millisecond
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -184,6 +185,7 @@ def perform(task: Task, analysis: Analysis, place: Place) -> Receipt:
     finally:
         if note is not None:
             note.close()
+    seconds = time.monotonic() - began
     return Receipt(
         task=task.id,
         parts=tuple(work.parts),
@@ -191,10 +193,16 @@ def perform(task: Task, analysis: Analysis, place: Place) -> Receipt:
         chunks=tuple(work.records),
         host=socket.gethostname(),
         pid=os.getpid(),
-        seconds=time.monotonic() - began,
+        seconds=seconds,
         cpu=time.process_time() - cpu,
-        extra={"put_error": work.put_error} if work.put_error else {},
+        extra=({"put_error": work.put_error} if work.put_error else {}) | _shares(seconds),
     )
+
+
+def _shares(seconds: float) -> dict[str, int]:
+    """What the worker has for itself alone, and with shared pages divided, where looking costs nothing."""
+    pages = processes.rollup() if seconds >= LONG_ENOUGH else None
+    return {} if pages is None else {"pss": pages.pss, "uss": pages.uss}
 
 
 class _Work:
@@ -261,15 +269,15 @@ class _Work:
             limit = None if self.place.inline else self.place.chunk_timeout
             self.note.chunk(piece.index, node.lo, limit)
         began = time.monotonic()
-        memory.reset_peak()
+        measured = memory.meter().span(self.task.dataset, (span[1] - span[0]) // piece.parts)
         try:
-            with time_limit(self.place.chunk_timeout if self.place.inline else None):
+            with measured, time_limit(self.place.chunk_timeout if self.place.inline else None):
                 file = self._file(piece)
                 before = file.bytes_read
                 packed = self._process(file, span, piece.parts)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the worker's edge: this is the user's code
             self._close_file()
-            self._fail(piece, node.lo, span, error)
+            self._fail(piece, node.lo, span, error, measured.use.peak)
             return None
         self.records.append(
             ChunkRecord(
@@ -277,8 +285,11 @@ class _Work:
                 node.lo,
                 span[1] - span[0],
                 time.monotonic() - began,
-                memory.peak(),
+                measured.use.peak,
                 file.bytes_read - before,
+                measured.use.before,
+                measured.use.children,
+                measured.use.mapped,
             )
         )
         return Held(packed, span[1] - span[0])
@@ -320,7 +331,7 @@ class _Work:
             return Kind.TIMEOUT
         return Kind.LOST if uprooted() else self.analysis.classify(error)
 
-    def _fail(self, piece: FileSlice, chunk: int, span: Range, error: BaseException) -> None:
+    def _fail(self, piece: FileSlice, chunk: int, span: Range, error: BaseException, peak: int = 0) -> None:
         self.failures.append(
             Failure(
                 file=piece.index,
@@ -333,6 +344,7 @@ class _Work:
                 frames=self.analysis.frames(error),
                 host=socket.gethostname(),
                 pid=os.getpid(),
+                peak=peak,
             )
         )
 

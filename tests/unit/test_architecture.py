@@ -24,8 +24,10 @@ MAY: dict[str, set[str]] = {
     "executors.batch": {"sites", "executors.errors"},
     "executors.engines": {"sites", "executors.batch", "executors.errors"},
     "executors.coffea": {"executors.work", "executors.errors"},
+    "executors.memory": {"executors.*", "executors.errors", "executors.work", "executors.engines", "sites"},
     "executors.*": {
         "executors",
+        "executors.memory",
         "executors.errors",
         "executors.work",
         "executors.engines",
@@ -40,7 +42,7 @@ MAY: dict[str, set[str]] = {
         "executors.engines",
         "executors.coffea",
     },
-    "runner": {"executors", "executors.*", "executors.errors", "executors.work"},
+    "runner": {"executors", "executors.*", "executors.errors", "executors.memory", "executors.work"},
 }
 # The drop-in for coffea's Runner is a door of the API that has to stand in the coffea room: only there may
 # coffea's base class be imported. It opens engines by name, through the registry.
@@ -122,7 +124,9 @@ def room(module: str) -> str:
         return parts[0]
     if len(parts) == 1 or module == "executors.errors":
         return module
-    return ".".join(parts[:2]) if parts[1] in ("work", "engines", "coffea", "batch") else "executors.*"
+    return (
+        ".".join(parts[:2]) if parts[1] in ("work", "engines", "coffea", "batch", "memory") else "executors.*"
+    )
 
 
 def ours(module: str) -> bool:

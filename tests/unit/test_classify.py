@@ -364,6 +364,7 @@ def reading(error: BaseException, monkeypatch: pytest.MonkeyPatch, path: Path, o
             patch.setattr(uproot, "open", fail)
         else:
             patch.setattr(uproot.behaviors.TBranch.TBranch, "array", fail)
+            patch.setattr(uproot.behaviors.TBranch.HasBranches, "arrays", fail)
             patch.setattr(uproot.models.RNTuple.RField, "array", fail)
         analysis, seen = raised(piece, plain)
         assert seen is error

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import executors
 import runner
 from executors import command
 from executors.errors import (
@@ -64,10 +65,17 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
         return call
 
-    module = types.ModuleType("executors.running")
-    for name in ("execute", "plan_only", "merge_dirs", "status", "inspect"):
-        setattr(module, name, stand_in(name))
-    monkeypatch.setitem(sys.modules, "executors.running", module)
+    homes = {
+        "running": ("execute", "plan_only"),
+        "combining": ("merge_dirs",),
+        "inspection": ("status", "inspect"),
+    }
+    for home, names in homes.items():
+        module = types.ModuleType(f"executors.{home}")
+        for name in names:
+            setattr(module, name, stand_in(name))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(executors, home, module, raising=False)
     for name in [name for name in os.environ if name.startswith("COFFEA_SCALEOUT_")]:
         monkeypatch.delenv(name)
     return state
@@ -193,7 +201,7 @@ def test_looking_starts_nothing(fake: types.SimpleNamespace, capsys: pytest.Capt
     assert runner.main(["--show-config", "--wf-arg", "my_token=canary"]) == 0
     assert fake.calls == []
     out = capsys.readouterr().out
-    assert "chunk = 100000" in out
+    assert "# chunk is not set" in out
     assert "canary" not in out
     fake.answer = Outcome(0, "the plan")
     assert runner.main(["--wf", "w", "--json", "f", "--dry-run"]) == 0

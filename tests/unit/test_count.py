@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -115,6 +117,50 @@ def test_the_highest_cycle_counts(tmp_path: Path) -> None:
     assert count(str(path), "Events").entries == 9
     assert count(str(path)).entries == 9
     assert count(str(path), "Events;1").entries == 5
+
+
+class Pages(SimpleHTTPRequestHandler):
+    """A server of ranges that notes what it is asked for."""
+
+    def __init__(self, asked: list[tuple[int, int]], *args: object, **more: object) -> None:
+        self.asked = asked
+        super().__init__(*args, **more)
+
+    def do_GET(self) -> None:
+        start, stop = self.headers["Range"].removeprefix("bytes=").split("-")
+        with open(self.translate_path(self.path), "rb") as file:
+            content = file.read()
+        body = content[int(start) : int(stop) + 1]
+        self.asked.append((int(start), int(stop) + 1))
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{int(start) + len(body) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+def test_a_remote_file_takes_three_small_reads(tmp_path: Path) -> None:
+    """Its header, its list of keys, the head of the tree: whatever the file holds."""
+    with uproot.recreate(tmp_path / "a.root") as file:
+        names = [f"branch_{i}" for i in range(700)]
+        file.mktree("Events", dict.fromkeys(names, "f8")).extend({n: np.zeros(100) for n in names})
+    assert (tmp_path / "a.root").stat().st_size > 10 * counting.HEAD
+    asked: list[tuple[int, int]] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Pages, asked, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        found = count(f"http://127.0.0.1:{server.server_port}/a.root")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert (found.entries, found.treename) == (100, "Events")
+    assert len(asked) == 3
+    assert sum(stop - start for start, stop in asked) < counting.HEAD + 2000
 
 
 def test_a_tree_in_a_folder(tmp_path: Path) -> None:

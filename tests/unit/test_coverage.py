@@ -108,3 +108,41 @@ def test_shapes():
     assert not is_leaf(None)
     assert list(leaves((one, (two, one)))) == [one, two, one]
     assert list(leaves(None)) == []
+
+
+@settings(deadline=None, max_examples=80)
+@given(PLANS, st.data())
+def test_recovering_all_at_once_is_adding_the_largest_first(plan, data):
+    """Whatever a store may hold: nodes below others, other identities, ranges that are no nodes, foreign splits."""
+    tree = Tree(plan)
+    one, other = Coverage(tree), Coverage(tree)
+    every = list(nodes_below(tree, tree.root))
+    found = data.draw(st.lists(st.sampled_from(every), max_size=20, unique=True))
+    rows = [(node, tree.id(node)) for node in found]
+    rows += [(node, "0" * 40) for node in data.draw(st.lists(st.sampled_from(every), max_size=4))]
+    wild = st.builds(
+        Node,
+        st.integers(0, 9),
+        st.integers(-1, 9),
+        st.integers(-1, 12),
+        st.integers(-4, 60),
+        st.integers(-1, 60),
+    )
+    rows += [(node, "1" * 40) for node in data.draw(st.lists(wild, max_size=6)) if node not in found]
+    rejected = one.recover(data.draw(st.permutations(rows)))
+    for node in sorted(set(found), key=lambda n: -tree.size(n)):
+        # Of nodes without a chunk below, any of two that contain each other may be the one that counts.
+        if tree.size(node):
+            other.add(node, tree.id(node))
+    sized = {node: identity for node, identity in one.stored.items() if tree.size(node)}
+    assert sized == other.stored
+    assert sorted([*rejected, *one.stored.items()]) == sorted(rows)
+    for node in every:
+        assert one.done(node) == other.done(node)
+    whole = list(one.whole())
+    assert sorted(c for n in whole for c in chunks_of(tree, n)) == sorted(
+        c for n in one.stored for c in chunks_of(tree, n)
+    )
+    for node in whole:
+        above = one.path(node)[:-1]
+        assert not any(one.done(n) == one.size(n) for n in above if one.done(n))

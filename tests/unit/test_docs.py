@@ -46,7 +46,7 @@ def blocks(language: str) -> list[tuple[str, str]]:
 def flags() -> set[str]:
     """Every option of every verb."""
     own = {flag for each in declared.options() for flag in each.flags}
-    return own | {"--help", "--as-json", "--no-postprocess", "--canary", "--schema"}
+    return own | {"--help", "--as-json", "--no-postprocess", "--canary", "--schema", "--plot"}
 
 
 def options_table() -> str:

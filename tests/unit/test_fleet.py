@@ -125,6 +125,43 @@ def test_an_obituary_counts_whether_it_comes_before_or_after_the_connection_is_g
 
 
 @pytest.mark.parametrize(
+    ("peaks", "whys"),
+    [
+        ((5, 9, 3), ("removed", "memory", "removed")),
+        ((None, 9, 3), ("removed", "memory", "removed")),
+        ((None, None, None), ("memory", "memory", "memory")),
+    ],
+)
+def test_of_a_job_ended_for_memory_only_the_largest_worker_is_blamed(monkeypatch, peaks, whys):
+    monkeypatch.setattr("executors.engines.dask_fleet.OBITUARY_WAIT", 0.05)
+    fleet = Fleet()
+    fleet.fate = lambda job, timeout: "memory" if job == "5" else ""
+    fleet.joined("6-0-0", "another job's")
+    fleet.buried("6-0-0", WorkerDied.of("removed", -9, 99))
+    names = [f"5-{index}-0" for index in range(len(peaks))]
+    for name in names:
+        fleet.joined(name, name)
+    members = [fleet.take() for _ in range(4)][1:]
+    for name, peak in zip(names, peaks, strict=True):
+        fleet.left(name)
+        if peak is not None:
+            fleet.buried(name, WorkerDied.of("removed", -9, peak))
+    deaths = [fleet.ended(member, "lost") for member in members]
+    assert tuple(death.why for death in deaths) == whys
+    assert [death.peak for death in deaths] == [peak or 0 for peak in peaks]
+
+
+@pytest.mark.parametrize(("fate", "why"), [("walltime", "walltime"), ("", "removed")])
+def test_why_a_job_was_told_to_go_the_batch_system_knows(fate, why):
+    fleet = Fleet()
+    fleet.fate = lambda job, timeout: fate
+    fleet.joined("5-0-0", "a")
+    member = fleet.take()
+    fleet.buried("5-0-0", WorkerDied.of("removed", -9, 7))
+    assert fleet.ended(member, "lost").why == why
+
+
+@pytest.mark.parametrize(
     ("fate", "why"), [("memory", "memory"), ("node", "node"), ("", "lost: nobody knows")]
 )
 def test_without_an_obituary_the_batch_system_is_asked(monkeypatch, fate, why):
@@ -269,8 +306,13 @@ def test_a_job_brings_workers_and_leaves_nothing(site, tmp_path):
     # The workers and the courier listen nowhere but where the scheduler is.
     assert {host for host, _ in tasks.listeners(below)} == {"127.0.0.1"}
     assert not any(port == 8787 for _, port in tasks.listeners({psutil.Process()}))
+    members = [slot._member for slot in slots]
+    began = time.monotonic()
     job.send_signal(signal.SIGTERM)
     assert job.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 3
+    # Told to go, its last words are how large each worker was.
+    assert [(one.obituary(5).why, one.peak > 30 << 20) for one in members] == [("removed", True)] * 2
     assert tasks.gone(below, PATIENCE) == set()
     assert list((tmp_path / "scratch").iterdir()) == []
 

@@ -58,7 +58,8 @@ class FakeExchange:
         self.calls, self.there, self.failure, self.closed = [], [], None, threading.Event()
         self.code, self.error = 0, None
 
-    def submit(self, blob):
+    def submit(self, blob, stale=()):
+        self.stale = stale
         if self.error is not None:
             raise self.error
         self.calls.append((blob, Future()))
@@ -132,7 +133,7 @@ def in_thread(call):
 
 def answer(room, value, index=-1):
     until(lambda: room._exchange.calls)
-    room._exchange.calls[index][1].set_result(value)
+    room._exchange.calls[index][1].set_result((*value, "7.0-n1-99-1"))
 
 
 def placed(room):
@@ -175,6 +176,17 @@ def test_there_are_no_more_lanes_than_workers(room):
     first = until(lambda: next((slot for slot, one in zip(slots, readies, strict=True) if one.done()), None))
     first.close()  # its room goes to the next lane
     until(lambda: len(room._exchange.calls) == 3)
+
+
+def test_the_crew_hears_of_the_end_of_workers_that_took_no_more_tasks(room):
+    """Every job drains before its walltime; counted for ever, they would keep the crew from giving up."""
+    room._exchange.there = [manager(workers=2)]
+    until(lambda: room._crew.counts == [2])
+    room._exchange.there = [manager(workers=2, draining=True)]
+    until(lambda: room._capacity == 0)
+    assert room._crew.counts == [2]
+    room._exchange.there = []
+    until(lambda: room._crew.counts == [2, 0])
 
 
 def test_the_failure_of_the_jobs_reaches_every_lane(room):
@@ -337,14 +349,14 @@ def exchange(tmp_path, umask):
     opened.close()
 
 
-def listening():
-    me = psutil.Process()
-    return [
-        one.laddr
-        for process in (me, *me.children(recursive=True))
-        for one in process.net_connections("inet")
-        if one.status == psutil.CONN_LISTEN
-    ]
+def listening(process):
+    return {one.laddr for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+
+
+@pytest.fixture
+def before():
+    """What this process listens on already; its other children may be batch systems of other tests."""
+    return listening(psutil.Process())
 
 
 def probe(context, exchange, limit):
@@ -355,10 +367,16 @@ def probe(context, exchange, limit):
         return bool(sock.poll(limit * 1000))
 
 
-def test_who_has_the_keys_gets_an_answer_and_nobody_else(exchange, tmp_path):
+def test_who_has_the_keys_gets_an_answer_and_nobody_else(before, exchange, tmp_path):
     keys = exchange.worker_keys(tmp_path / "keys")
-    assert {address.ip for address in listening()} <= {"127.0.0.1", "::ffff:127.0.0.1"}
-    assert exchange.port in {address.port for address in listening()}
+    served = psutil.Process(exchange._executor.interchange_proc.pid)
+    there = [
+        listening(psutil.Process()) - before,
+        *map(listening, (served, *served.children(recursive=True))),
+    ]
+    addresses = set().union(*there)
+    assert {address.ip for address in addresses} <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert exchange.port in {address.port for address in addresses}
     assert probe(curvezmq.ClientContext(tmp_path / "keys"), exchange, 10)
     with zmq.Context() as plain:
         assert not probe(plain, exchange, 0.5)
@@ -427,9 +445,9 @@ def test_the_pilots_first_file_imports_nothing_that_a_bare_python_lacks():
 
 
 def test_the_memory_of_a_process_leaves_room_for_parsl():
-    assert parsl_node._memory(None, 4) is None
-    assert parsl_node._memory(2000 << 20, 1) == (2000 - 140 - 65) << 20
-    assert parsl_node._memory(100 << 20, 2) == 25 << 20
+    assert parsl_node.call_memory(None, 4) is None
+    assert parsl_node.call_memory(2000 << 20, 1) == (2000 - 140 - 65) << 20
+    assert parsl_node.call_memory(100 << 20, 2) == 25 << 20
 
 
 def test_a_dead_child_of_the_manager_is_noticed(monkeypatch):

@@ -93,3 +93,10 @@ def test_an_engine_may_say_why():
     error.why = Kind.MEMORY.value
     assert classify_engine(error) is Kind.MEMORY
     assert classify_engine(ValueError()) is Kind.LOST
+
+
+def test_what_cannot_get_smaller_is_tried_where_there_is_more_room():
+    history = History()
+    history.add(Kind.MEMORY)
+    decided = [decide(Kind.MEMORY, history, 1500, Limits(), room=room) for room in (None, 2, 2, 3, 3, 4)]
+    assert decided == [Action.QUARANTINE] * 3 + [Action.RETRY, Action.QUARANTINE, Action.RETRY]

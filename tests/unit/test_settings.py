@@ -34,7 +34,7 @@ def test_defaults_are_those_of_the_class() -> None:
     assert resolved.settings == Settings()
     assert set(resolved.origins.values()) == {"default"}
     assert resolved.settings.executor == "futures"
-    assert resolved.settings.chunk == 100_000
+    assert resolved.settings.chunk is None
     assert pickle.loads(pickle.dumps(resolved.settings)) == Settings()
 
 
@@ -183,7 +183,7 @@ def test_show_config_is_toml_that_reads_back(tmp_path: Path) -> None:
     second = resolve({}, file)
     assert second.settings == dataclasses.replace(first.settings, wf_arg=second.settings.wf_arg)
     assert second.settings.wf_arg == {"year": 2022, "name": "x y", "odd key": 1}
-    assert re.search(r"^chunk = 100000 +# default$", text, re.MULTILINE)
+    assert re.search(r"^# chunk is not set +# default$", text, re.MULTILINE)
     assert re.search(r"^quiet = true +# command line$", text, re.MULTILINE)
     for each in options():
         assert bool(re.search(rf"^(# )?{each.name}\b[. ]", text, re.MULTILINE)) == (
