@@ -4,14 +4,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FIGURES := build/bench/figures.jsonl
 # More for pytest, as in: make test ARGS="-k lock -x"
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv system demo test test-full bench lint lock clean
+.PHONY: help venv system demo test test-full bench bench-peers bench-docs lint lock clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "make %-11s %s\n", $$1, $$2}'
 
 venv: $(READY)  ## make .venv with the pinned packages and this project
 $(READY): requirements.lock pyproject.toml .ci/venv
@@ -34,9 +35,18 @@ test: $(READY) system  ## lint, then the tests
 test-full: $(READY) system  ## the tests with the full counts of the fault tests (long)
 	$(BIN)/python -m pytest --ignore=tests/bench --full $(ARGS)
 
-bench: $(READY)  ## the measurements of tests/bench, if there are any yet
-	@if ls tests/bench/test_*.py >/dev/null 2>&1; then $(BIN)/python -m pytest -s tests/bench $(ARGS); \
-	else echo "tests/bench holds no measurement yet: they come with the work on speed"; fi
+# Figures are added to a file; of what is measured again the last run counts. Peers get environments of their own.
+bench: $(READY) $(FIGURES)  ## the measurements of tests/bench, small; the full figures: make bench BENCH_FULL=1
+	BENCH_JSON=$(abspath $(FIGURES)) $(BIN)/python -m pytest -s tests/bench $(ARGS)
+
+bench-peers: $(READY) $(FIGURES)  ## the same physics through this project and through its peers
+	BENCH_JSON=$(abspath $(FIGURES)) $(BIN)/python tests/bench/peers/compare.py
+
+bench-docs: $(READY)  ## write the figures that were measured into docs/performance.md
+	PYTHONPATH=tests $(BIN)/python tests/bench/performance.py $(FIGURES) docs/performance.md
+
+$(FIGURES):
+	@mkdir -p $(@D) && touch $@
 
 lint: $(READY)  ## style and types
 	@failed=0; for check in "ruff check --output-format=concise ." "ruff format --check ." "mypy"; do \

@@ -193,7 +193,7 @@ class EngineContract:
         assert pool.submit(tasks.length, b"after").result(self.patience) == 5
 
     def test_worker_can_be_renewed(self, pool: Executor) -> None:
-        self.need("isolates")
+        self.need("renews")
         first = pool.submit(tasks.pid)
         old = first.result(self.patience)
         # Without any call lost: it finishes what it does, and the next call is another's.
@@ -213,6 +213,7 @@ class EngineContract:
             assert getattr(died, "why", "") == "memory"
             assert 400 << 20 <= getattr(died, "peak", 0) < 1000 << 20
             assert modest.exception(self.patience) is None
+            assert getattr(pool, "memory", 400 << 20) == 400 << 20
 
     def test_memory_of_a_tasks_own_processes_counts(self) -> None:
         self.need("kills_on_memory")

@@ -67,19 +67,10 @@ def read_stored(folder: Path, plan: Plan) -> Found:
     tree = Tree(plan)
     store = Store(folder / "store")
     coverage, ledger = Coverage(tree), Ledger(tree)
-    for node, identity in sorted(store.scan(), key=lambda row: -_size(coverage, row[0])):
-        if coverage.path(node) and tree.id(node) == identity:
-            coverage.add(node, identity)
-    for node in coverage.stored:
+    coverage.recover(store.scan())
+    for node in coverage.whole():
         ledger.counted(node, +1)
     return Found(folder, plan, store, coverage, ledger)
-
-
-def _size(coverage: Coverage, node: Any) -> int:
-    try:
-        return coverage.size(node)
-    except (IndexError, ValueError):
-        return 0
 
 
 def status(folder: Path) -> Outcome:
@@ -233,7 +224,8 @@ def plan_text(
     size = "chunks as memory allows" if plan.auto else f"chunks of at most {plan.chunk} events"
     lines.append(f"executor {settings.executor}, {where}, {size}")
     lines += [
-        f"  {d.index}: {d.name}: {r.files} files, {r.events_planned} events, {r.chunks_planned} chunks"
+        f"  {d.index}: {d.name}: {r.files} files, {r.events_planned} events"
+        + _cut(plan, ", {} chunks", r.chunks_planned)
         for d, r in zip(plan.datasets, ledger.rows(), strict=True)
     ]
     empty = [f.path for d in plan.datasets for f in d.files if f.entries == 0]
@@ -249,7 +241,9 @@ def plan_text(
     names = [outputs.indexed_name(plan, s.index, s.part) for s in tree.splits] if plan.fsize else []
     if names:
         lines.append(f"  {len(names)} indexed outputs, {names[0]} to {names[-1]}")
-    lines.append(f"in all {ledger.events_planned} events in {ledger.chunks_planned} chunks")
+    lines.append(
+        f"in all {ledger.events_planned} events" + _cut(plan, " in {} chunks", ledger.chunks_planned)
+    )
     data = {
         "folder": str(folder),
         "job": dict(job),
@@ -267,6 +261,11 @@ def plan_text(
         "outputs": [*names, outputs.merged_name(plan)],
     }  # fmt: skip
     return "\n".join(lines), data
+
+
+def _cut(plan: Plan, text: str, chunks: int) -> str:
+    """How many chunks there are, where that is known before the run."""
+    return text.format(chunks) if chunks or not plan.auto else ""
 
 
 def _job_lines(job: Mapping[str, str]) -> list[str]:

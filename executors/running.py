@@ -32,7 +32,7 @@ from executors.memory import budget as budgets
 from executors.memory import footprints
 from executors.redact import redact
 from executors.signals import stopping
-from executors.work import lock, notes
+from executors.work import limits, lock, notes
 from executors.work.drive import Drive, merge_here
 from executors.work.journal import Journal
 from executors.work.plan import Plan, Tree
@@ -193,12 +193,28 @@ def _asked(
     for note in mark.notes:
         observer.message("warning", note)
     folder = folder or settings.outputdir / outputs.run_name(workflow.name, read.name)
+    place = _fitted(settings, place, mark, observer)
     how = planning.access(chosen, place.site, settings, os.environ)
     memory = budgets.budget(place)
     chunk = budgets.chosen(settings, memory)
     if chunk == budgets.AUTO and memory is None:
         memory = budgets.of_machine(place.slots)
     return Asked(settings, workflow, chosen, mark, folder, observer, place, how, chunk, memory)
+
+
+def _fitted(settings: Settings, place: Where, mark: Fingerprint, observer: Observer) -> Where:
+    """With ``-j auto`` here: as many workers as fit by what the analysis needed when it was measured last."""
+    if settings.workers != "auto" or not place.local:
+        return place
+    known = footprints.recall(mark.digest, settings.cache)
+    if not known:
+        return place
+    from executors.where import where
+
+    fitting = where(settings, need=budgets.reasonable(known))
+    if fitting.workers != place.workers:
+        observer.message("info", fitting.why)
+    return fitting
 
 
 def _columns(settings: Settings, workflow: Workflow) -> tuple[str, ...]:
@@ -544,6 +560,7 @@ def _analysis(asked: Asked, plan: Plan) -> Any:
         columns=_columns(asked.settings, asked.workflow),
         timeout=asked.how.timeout,
         client=asked.how.env,
+        ahead=asked.where.inline and limits.cores() > 1,
     )
 
 

@@ -28,7 +28,8 @@ class CoffeaAnalysis:
     """A processor, or a plain function on events, with what it needs to be shown its events.
 
     ``datasets`` are the names with the user's metadata. ``columns`` declares what is visible; without it the
-    processor's own attribute ``columns`` does, and without that everything is visible.
+    processor's own attribute ``columns`` does, and without that everything is visible. ``ahead`` reads ahead
+    in local files as well, for a worker that has a second core to itself.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class CoffeaAnalysis:
         timeout: float = 60,
         lazy: bool = True,
         client: Mapping[str, str] | None = None,
+        ahead: bool = False,
     ) -> None:
         if not hasattr(processor, "process") and not callable(processor):
             raise UsageError(f"{processor!r} is neither a coffea processor nor a function of events")
@@ -51,7 +53,7 @@ class CoffeaAnalysis:
         self.columns = _declared(processor, columns)
         self.uproot_options = dict(uproot_options or {})
         self.timeout = self.uproot_options.pop("timeout", timeout)
-        self.lazy = lazy
+        self.lazy, self.ahead = lazy, ahead
         self.client = dict(
             client or {}
         )  # what the XRootD client is told, also by workers that others started
@@ -76,6 +78,7 @@ class CoffeaAnalysis:
                 timeout=self.timeout,
                 options=self.uproot_options,
                 lazy=self.lazy,
+                ahead=self.ahead,
             )
 
         with self._kept.open(piece, dataset, metadata, opened) as source:

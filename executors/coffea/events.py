@@ -72,8 +72,9 @@ class Input:
         dataset: str,
         metadata: Mapping[str, Any],
         lazy: bool,
+        ahead: bool,
     ) -> None:
-        self._file, self._schema = file, schema
+        self._file, self._schema, self._ahead = file, schema, ahead
         tree_key(piece.path, file, piece.treename)
         self._tree = file[piece.treename]
         self._piece = piece
@@ -97,7 +98,7 @@ class Input:
         self._dataset, self._metadata = dataset, dict(metadata)
         if self._template is not None and piece.parts == 1:  # else even one chunk was too much at once
             self._reads = Reads(self._tree, piece.ranges, self._template.read, dataset)
-            if remote(piece.address):
+            if self._ahead or remote(piece.address):
                 self._reads.look_ahead()
         _aside.freeze(width)
         self._frozen = True
@@ -185,10 +186,12 @@ def open_input(
     timeout: float = 60,
     options: Mapping[str, Any] | None = None,
     lazy: bool = True,
+    ahead: bool = False,
 ) -> Iterator[Input]:
     """Open the file of a slice, refusing one that is not the planned one.
 
-    ``lazy=False`` makes every slice by coffea's own ``from_root``.
+    ``lazy=False`` makes every slice by coffea's own ``from_root``. ``ahead=True`` reads ahead in local files,
+    too: of use only where a core is free.
     """
     NanoAODSchema.warn_missing_crossrefs = False  # else 17 lines on each worker for what most files lack
     found = identity(piece.address)
@@ -209,6 +212,7 @@ def open_input(
                 dataset=dataset,
                 metadata=metadata or {},
                 lazy=lazy,
+                ahead=ahead,
             )
         stack.callback(source.rest)
         yield source

@@ -11,9 +11,10 @@ cannot be added further down.
 
 from __future__ import annotations
 
+import functools
 import json
 import reprlib
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from coffea.processor.accumulator import add
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from executors.coffea.places import Path
+    from executors.work.packed import Array
 
 
 def pack(value: Any) -> Packed:
@@ -56,6 +58,8 @@ def combine(left: Packed, right: Packed) -> Packed:
             return add_into(left, right)
         except OverflowError:
             pass  # an integer beyond 64 bits: exact by the longer way
+    elif left.skeleton == right.skeleton and (alike := _combine_alike(left, right)) is not None:
+        return alike
     sink = Sink()
     with _sound():
         tree = _merge((_tree(left), Source(left)), (_tree(right), Source(right)), sink, ())
@@ -94,10 +98,72 @@ def _merge(left: Side, right: Side, sink: Sink, path: Path) -> Node:
         head = _common_class(left[0], right[0], path)
         if head is not None:
             return _merge_mappings(left, right, head, sink, path)
+    return _sum_values(left, right, sink, path)
+
+
+def _sum_values(left: Side, right: Side, sink: Sink, path: Path) -> Node:
+    """Put the sum that coffea's own ``add`` gives into the sink; its structure."""
     ours, theirs = decode(*left, path), decode(*right, path)
     with at(path, lambda: f"cannot be merged: {_side(ours)} with {_side(theirs)}"):
         total = add(ours, theirs)
     return encode(total, sink, path)
+
+
+class Odd(NamedTuple):
+    """A part of a structure that does not simply add, and where its cells begin."""
+
+    node: Node
+    path: Path
+    start: dict[str, int]
+
+
+@functools.lru_cache(maxsize=4)
+def _odd_parts(skeleton: bytes) -> tuple[Odd, ...]:
+    """The parts of a structure that do not simply add: found once, and the same for a million chunks."""
+    found: list[Odd] = []
+    start: dict[str, int] = {}
+    source = Source(Packed(skeleton, {}), start)
+
+    def walk(node: Node, path: Path) -> None:
+        if node[0] in "dD":
+            for form, child in zip(node[3], node[1], strict=True):
+                walk(child, (*path, constant(form, path)))
+            return
+        if node[0] not in "ifcsah":
+            found.append(Odd(node, path, dict(start)))
+        _skip(node, source)
+
+    walk(_tree(Packed(skeleton, {})), ())
+    return tuple(found)
+
+
+def _combine_alike(left: Packed, right: Packed) -> Packed | None:
+    """The sum of two of one structure of which parts do not simply add; None where its structure is another.
+
+    All cells are added at once, and those of the few odd parts are then put in their places.
+    """
+    if left.opaque or right.opaque:
+        return None
+    try:
+        regions = {name: _region_sum(name, mine, right.regions[name]) for name, mine in left.regions.items()}
+    except OverflowError:
+        return None
+    with _sound():
+        for node, path, start in _odd_parts(left.skeleton):
+            sink = Sink()
+            sides = [(node, Source(side, dict(start))) for side in (left, right)]
+            if _sum_values(sides[0], sides[1], sink, path) != node:
+                return None
+            for name, cells in sink.finish(node, additive=False).regions.items():
+                first = start.get(name, 0)
+                regions[name][first : first + len(cells)] = cells
+    return Packed(left.skeleton, regions)
+
+
+def _region_sum(name: str, left: Array, right: Array) -> Array:
+    total = left.copy()
+    add_region(name, total, right)
+    return total
 
 
 def _sum_cells(left: Side, right: Side, sink: Sink) -> bool:

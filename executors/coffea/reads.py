@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MOST = 8 << 20  # bytes of columns read at once, where that is more than one chunk
 MOST_ALONE = 128 << 20  # a chunk with more is read column by column: of nothing there is then little
+MOST_AHEAD = 64 << 20  # of what is read while another is computed
 OFTEN = 0.5  # a column is foreseen if at least such a share of the chunks read it
 DATASETS = 1000
 
@@ -108,19 +109,21 @@ class Column:
 class Group:
     """Consecutive chunks and the columns foreseen for them, which are read when the first of them is used."""
 
-    def __init__(self, tree: Any, spans: Sequence[Range], branches: Mapping[str, Any]) -> None:
+    def __init__(
+        self, tree: Any, spans: Sequence[Range], branches: Mapping[str, Any], size: float = 0
+    ) -> None:
         self.spans, self.last = frozenset(spans), spans[-1]
         self.start, self.stop = spans[0][0], spans[-1][1]
+        self.size = size  # bytes, about
         self._tree, self._branches = tree, branches
-        self._arrays: Mapping[str, Numbers] | None = None
-        self._given: set[str] = set()
-        self._coming: Future[Mapping[str, Numbers]] | None = None
+        self._arrays: dict[str, Numbers] | None = None
+        self._coming: Future[dict[str, Numbers]] | None = None
 
     def column(self, name: str, branch: Any) -> Any:
         """What answers for a branch: the branch itself unless it was foreseen."""
         return Column(branch, self) if self._branches.get(name) is branch else branch
 
-    def arrays(self) -> Mapping[str, Numbers]:
+    def arrays(self) -> dict[str, Numbers]:
         """All columns of all chunks; none if they could not be read."""
         if self._arrays is None:
             coming, self._coming = self._coming, None
@@ -146,21 +149,22 @@ class Group:
     def part(self, name: str, span: Range, take: Take) -> Array | None:
         """What is to be taken of one chunk; None of what could not be read or is of another form.
 
-        Copied where others may be given the same: to keep some of it must not keep all, nor writing into it
-        change anything else.
+        Writing into it must change nothing else, and to keep some of it must not keep all: so it is copied
+        where there are other chunks, and else given away, to be read anew should it be asked for again.
         """
-        whole = self.arrays().get(name)
+        arrays = self.arrays()
+        whole = arrays.get(name)
         if whole is None:
             return None
         found = take(whole, span[0] - self.start, span[1] - self.start)
         if found is None or found.base is None:
             return found
-        if name in self._given or len(self.spans) > 1:
+        if len(self.spans) > 1:
             return found.copy()
-        self._given.add(name)
+        arrays.pop(name, None)
         return found
 
-    def _now(self) -> Mapping[str, Numbers]:
+    def _now(self) -> dict[str, Numbers]:
         try:
             return self._read()
         except TimeLimitError:
@@ -168,7 +172,7 @@ class Group:
         except Exception:  # noqa: BLE001 - readers raise anything; the chunk it belongs to will meet it again
             return {}
 
-    def _read(self) -> Mapping[str, Numbers]:
+    def _read(self) -> dict[str, Numbers]:
         arrays = self._tree.arrays(
             [(name, branch.interpretation) for name, branch in self._branches.items()],
             entry_start=self.start,
@@ -227,12 +231,15 @@ class Reads:
         group = ready if ready is not None and span in ready.spans else self._made(span)
         if group is not None and self._pool is not None:
             group.ahead(self._pool)  # itself first, so that it is not behind the next
-            following = self._place[group.last] + 1
-            if following < len(self._ranges):
-                self._next = self._made(self._ranges[following])
+            self._next = self._after(group)
             if self._next is not None:
                 self._next.ahead(self._pool)
         return group
+
+    def _after(self, group: Group) -> Group | None:
+        following = self._place[group.last] + 1
+        found = self._made(self._ranges[following]) if following < len(self._ranges) else None
+        return found if found is not None and found.size <= MOST_AHEAD else None
 
     def _made(self, span: Range) -> Group | None:
         branches = self._foreseen()
@@ -247,7 +254,7 @@ class Reads:
             spans.append(following)
         if each * (spans[-1][1] - span[0]) > MOST_ALONE:
             return None
-        return Group(self._tree, spans, branches)
+        return Group(self._tree, spans, branches, each * (spans[-1][1] - span[0]))
 
     def _foreseen(self) -> dict[str, Any]:
         names = self._known.get(self._dataset, frozenset())

@@ -29,6 +29,7 @@ class Capabilities:
     exact_blame: bool = True  # only the task that ran on a dead worker fails
     cancels: bool = True  # a future that has not started can be cancelled
     kills: bool = True  # the pool has kill(future, why)
+    renews: bool = True  # the pool has renew(future)
     kills_on_memory: bool = False  # Resources.memory is enforced
 
 

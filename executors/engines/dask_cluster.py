@@ -22,9 +22,10 @@ from executors.batch.reasons import is_transient, refusal_advice
 from executors.batch.schedulers import Answer, CommandError, clean, refused, scheduler_of
 from executors.engines.dask_foreign import Foreign
 from executors.engines.dask_keywords import fitting, found_class, offered
+from executors.engines.dask_lodging import guest_memory
 from executors.engines.dask_parts import CONFIG, QuietScheduler, security
 from executors.engines.dask_remote import TRIES, in_use, own_path
-from executors.engines.host import on_need, say
+from executors.engines.host import MEMORY, on_need, say
 from executors.engines.tls import make_certificate
 from executors.errors import EngineError, ExecutorsError, SiteError, UsageError
 from sites import ports
@@ -79,6 +80,9 @@ class Hired(Foreign):
         if site.shares_store:
             self.kit["settings"] |= {"path": own_path(setup["path"]), "cwd": str(Path.cwd())}
         per_job = setup["workers"]
+        if setup["memory"] or site.resources.memory:
+            memory = setup["memory"] or guest_memory(site.resources.memory // per_job)
+            say(MEMORY, str(memory))
         on_need(lambda tasks: self._need(-(-tasks // per_job)))
         say("info", f"the scheduler is at {self.address}; {site.dask.cluster} submits {self._wanted} jobs")
         threading.Thread(target=self._run, name="jobs", daemon=True).start()

@@ -24,6 +24,7 @@ FRAME = "<cQ"  # as in call.py, which is not there
 CALL, OUTCOME, READY, FAILED, DIED = b"C", b"O", b"R", b"F", b"D"
 SHELF = "_coffea_scaleout"  # the worker's attribute in which idle guests wait
 LOOK = 1.0  # seconds between looks whether the call is still wanted
+OWN_MEMORY = 100 << 20  # of a guest and its keeper, beside what the calls need
 START = 300.0  # seconds for the guest's imports from a slow file system
 GONE = b"the process that made the call is gone"
 
@@ -97,12 +98,18 @@ def _waiting(idle: list[Guest], address: str, stale: tuple[str, ...]) -> Guest |
     return None
 
 
+def guest_memory(share: int) -> int:
+    """What a call may use of a worker's share, which has to do for the guest itself too."""
+    return max(share - OWN_MEMORY, share // 2)
+
+
 def _invite(worker: Any, kit: dict[str, Any]) -> Guest:
     """Start a guest from what the runner sent."""
     folder = tempfile.mkdtemp(prefix="cs-", dir=worker.local_directory)
     ours, theirs = socket.socketpair()
     limit = getattr(getattr(worker, "memory_manager", None), "memory_limit", None)
-    memory = int(limit / max(1, worker.state.nthreads)) if limit else None
+    share = int(limit / max(1, worker.state.nthreads)) if limit else None
+    memory = guest_memory(share) if share else None
     settings = {"memory": memory, "address": worker.address} | kit["settings"] | {"fd": theirs.fileno()}
     files = kit["files"] | {"pilot.json": json.dumps(settings).encode()}
     try:

@@ -33,6 +33,8 @@ START_LIMIT = 3  # new workers of one slot in a row that did not come to work
 PAUSE = 2.0
 DEATH_WAIT = 5.0
 OWN_MEMORY = 100 << 20  # of the pilot, the keeper and the courier, beside what workers share with them
+ADDED_UP = 300 << 20  # the same, each counted whole
+MAPPED = 40 << 20  # of files that a worker has mapped
 FAREWELL = 1.5  # seconds, of the few that a batch system leaves between its two signals
 LAST_WORDS = 3.0  # seconds that a job which ends by itself waits until all is said
 UNREACHED, NOT_STARTED, NO_COURIER, UNREACHABLE = 3, 4, 5, 6  # exit codes, for the job's record
@@ -49,9 +51,15 @@ def main(settings: dict[str, Any]) -> int:
         pilot.close()
 
 
-def worker_memory(job: int | None, workers: int, most: int | None = None) -> int | None:
-    """What each worker may use in a job that has so much, and at the most."""
-    return least(most, share(job, workers, OWN_MEMORY))
+def worker_memory(
+    job: int | None, workers: int, most: int | None = None, *, added_up: bool = False
+) -> int | None:
+    """What each worker may use in a job that has so much, and at the most.
+
+    ``added_up``: what several processes share counts for each.
+    """
+    own, each = (ADDED_UP, MAPPED) if added_up else (OWN_MEMORY, 0)
+    return least(most, share(job, workers, own, each))
 
 
 class Pilot:
@@ -67,7 +75,10 @@ class Pilot:
         self._nursery = Nursery(
             self._local,
             memory=worker_memory(
-                least(settings["memory"], group_limit()), settings["workers"], settings["most"]
+                least(settings["memory"], group_limit()),
+                settings["workers"],
+                settings["most"],
+                added_up=settings["added_up"],
             ),
             preload=(NODE, *settings["preload"]),
             sweep=self._local,
@@ -177,7 +188,7 @@ class Pilot:
             failed = 0 if worked or not self._contact else failed + 1
             if failed >= START_LIMIT:
                 self._end(NOT_STARTED, f"{failed} new workers in a row did not come to work: the job ends")
-            elif time.monotonic() - began < PAUSE:
+            elif not worked and time.monotonic() - began < PAUSE:
                 self._over.wait(PAUSE)
 
     def _one_worker(self, name: str, log: Path) -> bool:

@@ -35,6 +35,7 @@ from executors.engines.dask_parts import CONFIG, QuietScheduler, security
 from executors.engines.dask_pilot import worker_memory
 from executors.engines.host import MEMORY, on_need, say
 from executors.engines.tls import make_certificate
+from executors.engines.weight import ADDS_UP
 from executors.errors import SiteError
 from sites import ports
 
@@ -211,7 +212,8 @@ def _crew(setup: dict[str, Any], folder: Path, address: str) -> Crew:
     names = [file.name if travels else str(file) for file in files[:2]]
 
     def described(site: SiteProfile, folder: Path, more: Mapping[str, str] = NOTHING) -> JobSpec:
-        memory = worker_memory(site.resources.memory, setup["workers"], setup["memory"])
+        added_up = site.scheduler in ADDS_UP
+        memory = worker_memory(site.resources.memory, setup["workers"], setup["memory"], added_up=added_up)
         if memory is not None:
             say(MEMORY, str(memory))
         return spec_of(
@@ -247,6 +249,7 @@ def load(setup: dict[str, Any], folder: Path, address: str) -> tuple[Path, ...]:
         "workers": setup["workers"],
         "memory": site.resources.memory,
         "most": setup["memory"],
+        "added_up": site.scheduler in ADDS_UP,
         "patience": site.limits.death,
         "ports": f"{site.ports.worker[0]}:{site.ports.worker[1]}" if site.ports.worker else None,
         "scratch": site.job.scratch,

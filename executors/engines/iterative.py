@@ -49,7 +49,7 @@ class IterativeEngine:
 
     name: ClassVar[str] = "iterative"
     capabilities: ClassVar[Capabilities] = Capabilities(
-        isolates=False, exact_blame=False, cancels=False, kills=False
+        isolates=False, exact_blame=False, cancels=False, kills=False, renews=False
     )
 
     @contextlib.contextmanager

@@ -31,6 +31,7 @@ END_LIMIT = 10.0
 FAREWELL_LIMIT = 20.0
 FAREWELL_PAUSE = 1.0  # a submission that was under way when its process was killed is in the queue by then
 WEIGHT = "executors.engines.weight"
+ADOPTED_EVERY = 0.2
 LAST_LINES = 4096  # bytes of a log
 libc = ctypes.CDLL(None)
 
@@ -60,6 +61,8 @@ class Keeper:
         self.woken.setblocking(False)
         self.parent = runner
         self.runner = _pidfd(runner)
+        self.adopted: dict[int, list[int]] = {}
+        self.adopted_seen = 0.0
         self.scale: Any = None
         self.kills: Any = None
 
@@ -235,11 +238,13 @@ class Keeper:
 
     def _adopted(self) -> dict[int, list[int]]:
         """What tasks have started whose own parents are gone, by the worker in whose session it is."""
-        found: dict[int, list[int]] = {}
-        for pid in _children():
-            if pid not in self.wards:
-                found.setdefault(_session(pid), []).append(pid)
-        return found
+        now = time.monotonic()
+        if now - self.adopted_seen > ADOPTED_EVERY:
+            self.adopted_seen, self.adopted = now, {}
+            for pid in _listed_children() or ():
+                if pid not in self.wards:
+                    self.adopted.setdefault(_session(pid), []).append(pid)
+        return self.adopted
 
     def _tell(self, ticket: int, code: int | None, why: str, peak: int) -> None:
         with contextlib.suppress(OSError):
@@ -338,12 +343,19 @@ def _kill_group(pid: int) -> None:
     _kill(pid)  # it may not have made its group yet
 
 
-def _children() -> list[int]:
+def _listed_children() -> list[int] | None:
     me = os.getpid()
     try:
         return [int(pid) for pid in Path(f"/proc/{me}/task/{me}/children").read_text().split()]
     except OSError:  # a kernel without that file
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(pid) == me]  # noqa: PTH208
+        return None
+
+
+def _children() -> list[int]:
+    me, listed = os.getpid(), _listed_children()
+    if listed is not None:
+        return listed
+    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(pid) == me]  # noqa: PTH208
 
 
 def _stat(pid: int) -> list[str]:

@@ -35,6 +35,7 @@ LEAVING = 5.0
 SHORT = 70  # characters; multiprocessing's sockets lie below TMPDIR, and a socket's path has 107
 OWN_MEMORY = 140 << 20  # of the pilot, the manager and what each of them starts, as measured
 WORKER_MEMORY = 65 << 20  # of a worker of Parsl and its keeper, which make no calls themselves
+ADDED_UP = 150 << 20  # of the modules that a keeper and its process share, counted twice
 TAIL = 4000
 LOST = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -99,7 +100,9 @@ def _manager_env(settings: dict[str, Any], local: Path) -> dict[str, str]:
         "local": str(local),
         "logs": _log_folder(settings["logs"], local),
         "job": settings["job"],
-        "memory": call_memory(least(settings["memory"], group_limit()), settings["workers"]),
+        "memory": call_memory(
+            least(settings["memory"], group_limit()), settings["workers"], added_up=settings["added_up"]
+        ),
         "preload": settings["preload"],
         "outfit": settings["outfit"] or str(Path(settings["files"]) / "outfit"),
     }
@@ -111,9 +114,12 @@ def _log_folder(asked: str | None, local: Path) -> str:
     return asked if asked and os.access(asked, os.W_OK) else str(local)
 
 
-def call_memory(job: int | None, workers: int) -> int | None:
-    """What a process that makes calls may use in a job that has so much."""
-    return share(job, workers, OWN_MEMORY, WORKER_MEMORY)
+def call_memory(job: int | None, workers: int, *, added_up: bool = False) -> int | None:
+    """What a process that makes calls may use in a job that has so much.
+
+    ``added_up``: what several processes share counts for each.
+    """
+    return share(job, workers, OWN_MEMORY, WORKER_MEMORY + (ADDED_UP if added_up else 0))
 
 
 def become_manager(sock: socket.socket) -> NoReturn:

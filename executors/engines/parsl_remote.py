@@ -35,6 +35,7 @@ from executors.engines.call import DIED, FAILED, OUTCOME, rebuild_outcome, unpac
 from executors.engines.host import MEMORY, on_need, say
 from executors.engines.parsl_exchange import HEARTBEAT, Exchange
 from executors.engines.parsl_node import call_memory
+from executors.engines.weight import ADDS_UP
 from executors.errors import EngineError, SiteError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _job(setup: dict[str, Any], exchange: Exchange, folder: Path) -> Describe:
     names = [path.name if carried else str(path) for path in files[:2]]
 
     def described(site: SiteProfile, folder: Path, more: Mapping[str, str]) -> JobSpec:
-        memory = call_memory(_job_memory(site, setup), setup["workers"])
+        memory = call_memory(_job_memory(site, setup), setup["workers"], added_up=site.scheduler in ADDS_UP)
         if memory is not None:
             say(MEMORY, str(memory))
         return spec_of(
@@ -129,6 +130,7 @@ def _pilot(setup: dict[str, Any], exchange: Exchange, place: Path | None) -> dic
         "death": max(site.limits.death, SIGNS * HEARTBEAT),
         "workers": setup["workers"],
         "memory": _job_memory(site, setup),
+        "added_up": site.scheduler in ADDS_UP,
         "preload": list(setup["preload"]),
         "path": list(project_path(setup["path"])) if site.shares_store else [],
         "logs": setup["logs"] if site.shares_store else None,

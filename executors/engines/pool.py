@@ -242,12 +242,12 @@ class _Lane(threading.Thread):
             self._current = future
         try:
             outcome = self._slot.call(blob)
+            self._made[future] = self._slot.worker
         except Exception as error:  # noqa: BLE001 - the lane must live; the future tells
             self._done()
             future.set_exception(error)
         else:
             self._done()
-            self._made[future] = self._slot.worker
             settle(future, outcome)
 
     def _done(self) -> None:

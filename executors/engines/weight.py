@@ -20,6 +20,7 @@ PAGE = os.sysconf("SC_PAGESIZE")
 LEAST_PAUSE = 0.02
 PAUSE_EACH = 0.001  # a look at one takes a hundredth of that
 LEAST_PART = 0.5  # of a job's memory, its workers may always use
+ADDS_UP = ("condor",)  # batch systems that may count for each process what several share
 KIN_EVERY = 0.2  # seconds between looks for what a worker has started
 NO_LIMIT = 1 << 60  # version 1 of cgroups has a number for "none", a little below 2**63
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from executors.errors import SiteError, UsageError
 from executors.tables import size
-from executors.work.sizing import FIRST, SHARE, Sizing, rounded
+from executors.work.sizing import FEW, FIRST, SHARE, Sizing, rounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 AUTO: Literal["auto"] = "auto"
 PLAIN = 100_000  # events of a chunk where nothing is known of memory
-OWN = 300 << 20  # what the runner itself takes of this machine
-KEPT_FREE = 0.15  # of this machine: swap is never the plan
 
 Chunk: TypeAlias = 'int | Literal["auto"]'
 
@@ -46,10 +44,15 @@ def budget(spot: Where) -> Budget | None:
 
 def of_machine(workers: int) -> Budget:
     """A worker's share of what this machine, container or job lets the runner have."""
-    from executors.work.limits import memory_limit
+    from executors.work.limits import share
 
-    limit = memory_limit()
-    return Budget(max(0, int(limit.bytes * (1 - KEPT_FREE)) - OWN) // workers, limit.source)
+    limit = share(workers)
+    return Budget(limit.bytes, limit.source)
+
+
+def reasonable(fits: Mapping[str, Fit]) -> int:
+    """Bytes that each of several workers should have, for chunks that are worth their while."""
+    return int(max(fit.upper(FEW) for fit in fits.values()) / SHARE)
 
 
 def chosen(settings: Settings, known: Budget | None) -> Chunk:

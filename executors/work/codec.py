@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Array: TypeAlias = NDArray[Any]
 
 LEVEL = 1
-TINY = 64  # bytes that no codec makes smaller
+TINY = 256  # bytes that no codec makes smaller
 
 PLAIN, LZ4, ZSTD = 0, 1, 2
 SPARSE = 128  # only the words that are not zero, and where they are

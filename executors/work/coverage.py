@@ -157,9 +157,12 @@ class Coverage:
         """The largest nodes below ``node`` of which nothing is done, in order."""
         if node in self.stored or not (self.size(node) or self._uncut(node)):
             return
-        if not self._chunks.get(node):
+        done = self._chunks.get(node)
+        if not done:
             yield node
             return
+        if done == self.size(node) and not self._uncut(node):
+            return  # not down to each of a hundred thousand that are done
         for kid in self.tree.children(node):
             yield from self.missing(kid)
 

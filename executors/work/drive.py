@@ -105,22 +105,15 @@ class Drive:
 
     def resume(self) -> int:
         """Count what the store holds already; how many events that is."""
-        found = sorted(self.store.scan(), key=lambda row: -self._size_or_zero(row[0]))
-        for node, identity in found:
-            known = bool(self.coverage.path(node)) and self.tree.id(node) == identity
-            if not (known and self.coverage.add(node, identity)) and not (known and self.merging.keeps(node)):
-                # Of another analysis or plan, or below a sum that holds it already.
+        for node, identity in self.coverage.recover(self.store.scan()):
+            # Of another analysis or plan, or below a sum that holds it already.
+            kept = bool(self.coverage.path(node)) and self.merging.keeps(node)
+            if not kept or self.tree.id(node) != identity:
                 self.store.drop(node, identity)
-        for node in self.coverage.stored:
+        for node in self.coverage.whole():
             self.ledger.counted(node, +1)
         self.merging.resumed()
         return self.ledger.events_counted
-
-    def _size_or_zero(self, node: Node) -> int:
-        try:
-            return self.coverage.size(node)
-        except (IndexError, ValueError):
-            return 0
 
     def plan_work(self, splits: Iterable[int] | None = None) -> None:
         """Queue what is missing, of all splits or of some."""
@@ -222,6 +215,8 @@ class Drive:
 
     def _hand_out(self) -> None:
         now = time.monotonic()
+        if room := getattr(self.pool, "memory", None):
+            self.sizing.given(room)
         while self._later and self._later[0][0] <= now:
             self._stack.append(heapq.heappop(self._later)[2])
         while self._refilled() and len(self._inflight) < self._window() and not self._stopping():
@@ -409,7 +404,7 @@ class Drive:
         """Have a worker replaced that keeps more memory with every task."""
         if not receipt.chunks:
             return
-        leak = self._leaks.saw(receipt.host, receipt.pid, receipt.chunks[0].before)
+        leak = self._leaks.saw(receipt.host, receipt.pid, min(r.before for r in receipt.chunks))
         if leak is None:
             return
         renew = getattr(self.pool, "renew", None)

@@ -7,6 +7,7 @@ so the line has a fixed part (imports, the analysis, what it keeps) and a part t
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,7 +77,9 @@ class Footprint:
     """The measured chunks of one dataset, a bounded number of them, and the line through them."""
 
     def __init__(self) -> None:
-        self._classes: dict[int, list[Point]] = {}  # by size, four classes to a factor of two
+        self._classes: dict[int, deque[Point]] = {}  # by size, four classes to a factor of two
+        self._tops: dict[int, Point] = {}  # the highest of each: rare heavy chunks are what a budget is for
+        self._widest = 0
         self._count = 0
         self._most: Point | None = None
         self._fit: Fit | None = None
@@ -85,15 +88,17 @@ class Footprint:
         """Take one chunk in; what measured nothing is passed over."""
         if events <= 0 or peak <= 0:
             return
-        point = Point(events, peak, before)
-        kept = self._classes.setdefault(int(4 * math.log2(events)), [])
-        if len(kept) >= KEPT:
-            # The oldest goes, but never the highest: the rare heavy chunk is what a budget is for.
-            kept.pop(1 if kept[0].peak == max(p.peak for p in kept) else 0)
+        point, number = Point(events, peak, before), int(4 * math.log2(events))
+        kept = self._classes.get(number)
+        if kept is None:
+            kept = self._classes[number] = deque(maxlen=KEPT)
         kept.append(point)
+        if number not in self._tops or peak > self._tops[number].peak:
+            self._tops[number] = point
+            if self._most is None or peak > self._most.peak:
+                self._most = point
+        self._widest = max(self._widest, events)
         self._count += 1
-        if self._most is None or peak > self._most.peak:
-            self._most = point
         self._fit = None
 
     @property
@@ -111,13 +116,16 @@ class Footprint:
                 self._spread(fixed, per_event),
                 self._count,
                 self._most,
-                max(p.events for p in self._all()),
+                self._widest,
             )
         return self._fit
 
     def _all(self) -> Iterator[Point]:
         for number in sorted(self._classes):
-            yield from self._classes[number]
+            kept, top = self._classes[number], self._tops[number]
+            yield from kept
+            if top not in kept:
+                yield top
 
     def _line(self) -> tuple[float, float]:
         middles = [_middle(self._classes[number]) for number in sorted(self._classes)]

@@ -6,9 +6,11 @@ all is imported and every cache is warm; where it keeps growing after that, the 
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 WARM = 3  # tasks until a worker holds all that it needs
+FLOOR = 4  # tasks of which the least counts: freed memory stays with the process for a while
 SEEN = 4  # growing steps after that, before anybody calls it a leak
 LEAST = 64 << 20  # bytes: less is not worth a new worker
 SHARE = 0.15  # of the budget, where there is one
@@ -20,7 +22,8 @@ class _Worker:
     base: int = 0
     last: int = 0
     tasks: int = 0
-    steps: list[bool] = field(default_factory=list)  # whether it held more than before, lately
+    recent: deque[int] = field(default_factory=lambda: deque(maxlen=FLOOR))
+    steps: deque[bool] = field(default_factory=lambda: deque(maxlen=16))  # whether its floor rose, lately
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +56,17 @@ class Leaks:
             return None
         worker = self._workers.setdefault((host, pid), _Worker())
         worker.tasks += 1
-        if worker.tasks <= WARM:
-            worker.base = worker.last = max(before, worker.base)
+        worker.recent.append(before)
+        floor = min(worker.recent)
+        if worker.tasks <= WARM + FLOOR:
+            worker.base = worker.last = floor
             return None
-        worker.steps = [*worker.steps[-15:], before > worker.last]
-        worker.last = before
-        grown = before - worker.base
+        worker.steps.append(floor > worker.last)
+        worker.last = floor
+        grown = floor - worker.base
         if grown < self._most or len(worker.steps) < SEEN or sum(worker.steps) < 0.75 * len(worker.steps):
             return None
         del self._workers[host, pid]
         self.found += 1
-        self.per_task = grown // (worker.tasks - WARM)
-        return Leak(host, pid, worker.base, before, worker.tasks - WARM)
+        self.per_task = grown // (worker.tasks - WARM - FLOOR)
+        return Leak(host, pid, worker.base, floor, worker.tasks - WARM - FLOOR)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROOT = Path("/")
 UNLIMITED = 1 << 60  # version 1 says 2**63 less a page
-NEED = 1 << 30  # bytes of a worker, where nothing is known of its chunks
+NEED = 10**9  # bytes of a worker, where nothing is known of its chunks
 RUNNER = 300 << 20  # bytes that the runner itself takes
 USABLE = 0.85  # of a limit: the rest is for what nobody foresees
 _AD = re.compile(
@@ -94,7 +94,7 @@ def choice(
     room, source = min(rooms, default=(UNLIMITED, "no limit"))
     most = cores(root, env)
     fitting = room // max(1, need)
-    each = f"{need / (1 << 30):.1f} GB each in {room / (1 << 30):.1f} GB of memory ({source})"
+    each = f"{need / 1e9:.1f} GB each in {room / 1e9:.1f} GB of memory ({source})"
     if fitting >= most:
         return Choice(most, f"one for each core, {each}")
     return Choice(max(1, fitting), f"{each}, with {most} cores")

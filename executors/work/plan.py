@@ -89,8 +89,11 @@ class PlannedFile:
 
     def some_ranges(self, chunk: int, lo: int, hi: int) -> tuple[Range, ...]:
         """The ranges of chunks ``[lo, hi)``; a file of a million chunks is not laid out for one of them."""
+        hi = hi if self.limit is None else min(hi, self.limit)
+        if self.cuts is None and self.steps is None:
+            return tuple(equal_parts(0, self.entries or 0, chunk, lo, hi))
         out: list[Range] = []
-        passed, hi = 0, hi if self.limit is None else min(hi, self.limit)
+        passed = 0
         for start, stop, size in self._stretches(chunk):
             count = -(-(stop - start) // size)
             if passed + count > lo and passed < hi:
@@ -100,7 +103,10 @@ class PlannedFile:
 
     def chunks(self, chunk: int) -> int:
         """How many chunks the file has, as far as that is fixed."""
-        n = sum(-(-(stop - start) // size) for start, stop, size in self._stretches(chunk))
+        if self.cuts is None and self.steps is None:
+            n = -(-(self.entries or 0) // chunk)  # nearly every file of a hundred thousand
+        else:
+            n = sum(-(-(stop - start) // size) for start, stop, size in self._stretches(chunk))
         return n if self.limit is None else min(n, self.limit)
 
     def events(self, chunk: int) -> int:

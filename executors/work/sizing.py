@@ -46,13 +46,17 @@ class Sizing:
         known: Mapping[str, Fit] | None = None,
         most: int = MOST,
     ) -> None:
-        self.budget = budget
+        self.budget = self._asked = budget
         self.most = most
         self._names = names
         self._known = dict(known or {})
         self._measured = [Footprint() for _ in names]
         self._burst: list[int] = [0] * len(names)  # events that were too many, 0 where none were
         self.trials = [Trial() for _ in names]
+
+    def given(self, memory: int) -> None:
+        """What a worker really has, once that is known: some of a job is its pilot's."""
+        self.budget = min(memory, self._asked) if self._asked else None
 
     def took(self, dataset: int, events: int, peak: int, before: int) -> None:
         """A chunk was measured."""

@@ -376,16 +376,26 @@ class Reading:
         block = self.header.sections[section][1][index]
         try:
             return read_block(self.fd, block, self.name, scratch, adding)
-        except DamagedError as error:
-            raise DamagedPartError(str(error), self.node, self.identity) from error
+        except (DamagedError, OSError) as error:
+            self._damaged(error)
+            raise
 
     def section(self, name: str) -> memoryview:
         """A whole section; of none, nothing."""
         blocks = next((blocks for section, blocks in self.header.sections if section == name), None)
         try:
             return read_section(self.fd, blocks or Blocks(0, BLOCK, b""), self.name)
-        except DamagedError as error:
+        except (DamagedError, OSError) as error:
+            self._damaged(error)
+            raise
+
+    def _damaged(self, error: DamagedError | OSError) -> None:
+        """Say of damage which part it is; of what the disk cannot give back, that it is damage."""
+        if isinstance(error, DamagedError):
             raise DamagedPartError(str(error), self.node, self.identity) from error
+        if error.errno in NO_FILE:
+            text = f"{self.name}: cannot be read ({error.strerror})"
+            raise DamagedPartError(text, self.node, self.identity) from error
 
 
 @dataclass(frozen=True, slots=True)

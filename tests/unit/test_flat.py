@@ -1,5 +1,6 @@
 """The addition block by block: the bits of the addition in pairs, whatever the shape, the sizes and the damage."""
 
+import errno
 import os
 
 import numpy as np
@@ -198,3 +199,29 @@ def test_sums_without_a_number(memory_path):
     found, events = total(shape_of(rows, halves), store, exact)
     assert events == 20
     assert found.skeleton == empty.skeleton
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, DamagedPartError), (errno.ENOMEM, OSError)])
+def test_a_disk_that_does_not_give_a_block_back(memory_path, small_blocks, monkeypatch, number, kind):
+    """That is damage of one part, which is made again; a machine that is short of something is none."""
+    store = Store(memory_path / "store")
+    rng = np.random.default_rng(1)
+    rows = [put(store, i, packed(rng, 700)) for i in range(8)]
+    real, bad = {name: getattr(os, name) for name in ("pread", "preadv")}, store.path(*rows[5])
+
+    def broken(name):
+        def call(fd, what, offset):
+            if fd_path(fd) == str(bad) and offset > 4096:
+                raise OSError(number, os.strerror(number))
+            return real[name](fd, what, offset)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(os, name, broken(name))
+    with pytest.raises(kind) as caught:
+        total(shape_of(rows, halves), store, exact)
+    if kind is DamagedPartError:
+        assert (caught.value.node, caught.value.identity) == rows[5]
+    else:
+        assert caught.value.errno == number

@@ -344,6 +344,20 @@ def test_memory_is_watched_and_named(site):
     assert caught.value.why == "memory"
 
 
+def test_a_worker_can_be_renewed(site):
+    here = site(workers=1)
+    here.job()
+    slot = here.slot()
+    slot.ready()
+    first = call(slot, tasks.pid)[1]
+    slot.renew("another")
+    assert call(slot, tasks.pid)[1] == first
+    slot.renew(slot.worker)
+    slot.ready()
+    assert call(slot, tasks.pid)[1] != first
+    assert not psutil.pid_exists(first)
+
+
 def test_a_task_that_holds_the_interpreter_can_be_killed(site):
     here = site(workers=1)
     here.job()

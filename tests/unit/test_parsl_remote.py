@@ -91,6 +91,9 @@ class FakeCrew:
     def seen(self, workers):
         self.counts.append(workers)
 
+    def outgrown(self, job):
+        self.heavy = job
+
     def fate(self, job, timeout):
         assert timeout > 0
         self.asked.append(job)
@@ -642,6 +645,19 @@ def test_a_process_over_its_part_of_the_memory_is_killed_for_that(here):
     assert death.value.why == "memory"
     assert death.value.peak > 300 << 20
     assert time.monotonic() - begun < 5
+
+
+def test_a_process_that_is_to_be_renewed_makes_no_other_call(here):
+    slot = parsl_remote.RemoteParslSlot(here)
+    slot.ready()
+    old = pickle.loads(slot.call(pack_call(os.getpid, (), {})))[1]
+    assert old in {pickle.loads(slot.call(pack_call(os.getpid, (), {})))[1] for _ in range(4)}
+    while pickle.loads(slot.call(pack_call(os.getpid, (), {})))[1] != old:
+        pass
+    slot.renew(slot.worker)
+    # Wherever the next calls go: to another of the two workers, or to this one's new process.
+    assert old not in {pickle.loads(slot.call(pack_call(os.getpid, (), {})))[1] for _ in range(8)}
+    slot.close()
 
 
 def test_a_job_that_is_removed_is_noticed_and_replaced_and_leaves_nothing(here):

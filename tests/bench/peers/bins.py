@@ -12,7 +12,9 @@ def main() -> None:
     from coffea.util import load
 
     out = load(sys.argv[1])
-    if "variables" in out:  # PocketCoffea's form: by variable, sample and data set, an axis more for category and variation
+    if (
+        "variables" in out
+    ):  # PocketCoffea's form: by variable, sample and data set, an axis more for category and variation
         found = {name: out["variables"][name]["made"]["made"] for name in ("mass", "pt")}
         events, weights = out["cutflow"]["initial"]["made"], out["sum_genweights"]["made"]
         found = {name: one[{"cat": "opposite", "variation": "nominal"}] for name, one in found.items()}

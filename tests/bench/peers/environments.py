@@ -63,7 +63,9 @@ def ready(peer: Peer) -> str:
 
 def versions(python: Path, packages: tuple[str, ...]) -> str:
     """What is installed, in one line."""
-    code = "import sys, importlib.metadata as m; print(', '.join(f'{p} {m.version(p)}' for p in sys.argv[1:]))"
+    code = (
+        "import sys, importlib.metadata as m; print(', '.join(f'{p} {m.version(p)}' for p in sys.argv[1:]))"
+    )
     return _call([str(python), "-c", code, *packages]).strip()
 
 

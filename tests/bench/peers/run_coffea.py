@@ -16,9 +16,7 @@ def main() -> None:
 
     fileset, engine, chunk, output = sys.argv[1:]
     executor = (
-        IterativeExecutor(status=False)
-        if engine == "iterative"
-        else FuturesExecutor(workers=2, status=False)
+        IterativeExecutor(status=False) if engine == "iterative" else FuturesExecutor(workers=2, status=False)
     )
     runner = Runner(executor=executor, schema=NanoAODSchema, chunksize=int(chunk))
     files = json.loads(Path(fileset).read_text())
