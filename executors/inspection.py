@@ -11,8 +11,9 @@ from executors.errors import DamagedError, IncompleteError, UsageError
 from executors.tables import size
 from executors.work import lock
 from executors.work.coverage import Coverage
+from executors.work.layout import Tree
 from executors.work.ledger import Ledger
-from executors.work.plan import Plan, Tree
+from executors.work.plan import Plan
 from executors.work.report import Outcome
 from executors.work.store import Store
 from sites.urls import server_of

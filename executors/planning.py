@@ -12,6 +12,7 @@ from executors.errors import FilesetError, PlanChangedError
 from executors.redact import redact
 from executors.work import plan as plans
 from executors.work.cache import Cache, Known
+from executors.work.differences import differences
 from executors.work.model import Kind
 from executors.work.plan import Plan, PlannedDataset, PlannedFile
 from executors.work.sizing import MOST
@@ -150,7 +151,7 @@ def cut_like(plan: Plan, other: Plan) -> tuple[Plan, int]:
 
 def compare(kept: Plan, asked: Plan, where: Path) -> None:
     """Refuse a command that asks for something else than the run that lies there."""
-    said = plans.differences(kept, asked)
+    said = differences(kept, asked)
     if said:
         listed = "".join(f"\n  - {line}" for line in said[:10])
         raise PlanChangedError(

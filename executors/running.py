@@ -35,7 +35,8 @@ from executors.signals import stopping
 from executors.work import limits, lock, notes
 from executors.work.drive import Drive, merge_here
 from executors.work.journal import Journal
-from executors.work.plan import Plan, Tree
+from executors.work.layout import Tree
+from executors.work.plan import Plan
 from executors.work.policy import Limits
 from executors.work.ranges import Ranges, beside
 from executors.work.report import Outcome, Silent

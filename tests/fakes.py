@@ -19,10 +19,11 @@ from executors.engines.base import WorkerDied
 from executors.work import notes
 from executors.work.drive import Drive
 from executors.work.journal import Journal
+from executors.work.layout import Tree
 from executors.work.merge import MergeTask, merge, total
 from executors.work.model import Kind, Node
 from executors.work.packed import Packed, Sink
-from executors.work.plan import Plan, PlannedDataset, PlannedFile, Tree
+from executors.work.plan import Plan, PlannedDataset, PlannedFile
 from executors.work.policy import Limits
 from executors.work.report import Silent
 from executors.work.terms import Terms

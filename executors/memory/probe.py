@@ -25,8 +25,8 @@ from executors.memory.report import fitting, memory_text, report
 from executors.memory.usage import Usage, kind_of
 from executors.signals import stopping
 from executors.work import limits, policy, sizing
+from executors.work.layout import Tree
 from executors.work.model import Failure, Kind, Node, Receipt
-from executors.work.plan import PlannedDataset, PlannedFile, Tree
 from executors.work.report import Outcome
 from executors.work.worker import Place
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from executors.running import Asked
+    from executors.work.plan import PlannedDataset, PlannedFile
 
 PIECES = 5  # of a dataset, at most
 CLEAR = 32 << 20  # bytes: what has grown by so much is told from what only happens to be there

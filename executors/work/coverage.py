@@ -12,8 +12,9 @@ from executors.work import tree as arithmetic
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from executors.work.layout import Tree
     from executors.work.model import Node
-    from executors.work.plan import Cut, Tree
+    from executors.work.plan import Cut
 
 Shape: TypeAlias = "tuple[Node, str] | tuple[Shape, Shape] | None"
 """How stored nodes add up: a stored node with its identity, a pair of shapes, or nothing."""

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from threading import Event
 
     from executors.work.journal import Journal
+    from executors.work.layout import Tree
     from executors.work.merge import Combine
     from executors.work.model import Part, Receipt
     from executors.work.packed import Packed
-    from executors.work.plan import Tree
     from executors.work.ranges import Ranges
     from executors.work.report import Observer
 

@@ -13,7 +13,7 @@ from executors.work.report import DatasetCount, Snapshot
 from executors.work.sizing import FEW
 
 if TYPE_CHECKING:
-    from executors.work.plan import Tree
+    from executors.work.layout import Tree
 
 
 class Ledger:

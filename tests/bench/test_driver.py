@@ -19,8 +19,9 @@ from bench.figures import FULL, ROUNDS, Figure, report
 from fakes import FakeAnalysis, drive_to_end, make_drive, make_plan
 
 import executors
+from executors.work.layout import Tree
 from executors.work.ledger import Ledger
-from executors.work.plan import Plan, Tree
+from executors.work.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNKS = int(os.environ.get("BENCH_CHUNKS", "20000" if FULL else "5000"))

@@ -5,9 +5,10 @@ import time
 from fakes import FakeAnalysis, make_drive, make_place, make_plan, promise, resumed
 
 from executors.work.coverage import Coverage
+from executors.work.layout import Tree
 from executors.work.ledger import Ledger
 from executors.work.model import Node
-from executors.work.plan import Plan, Tree
+from executors.work.plan import Plan
 
 
 class Clock:

@@ -7,8 +7,8 @@ from plans import PLANS, chunks_of, nodes_below
 
 from executors.work import tree as arithmetic
 from executors.work.coverage import Coverage, is_leaf, leaves
+from executors.work.layout import Tree
 from executors.work.model import Node
-from executors.work.plan import Tree
 
 
 class Model:

@@ -15,9 +15,9 @@ from fakes import FakeAnalysis, make_place, make_plan
 
 import executors
 from executors.work import limits, memory, processes, worker
+from executors.work.layout import Tree
 from executors.work.memory import Family, Meter
 from executors.work.model import Kind
-from executors.work.plan import Tree
 from executors.work.worker import perform
 
 MB = 1 << 20

@@ -28,7 +28,7 @@ from executors.settings import resolve
 from executors.tables import cells, summary_table
 from executors.work.footprint import Footprint
 from executors.work.journal import Journal
-from executors.work.plan import Tree
+from executors.work.layout import Tree
 from executors.work.report import DatasetCount
 from executors.work.store import Store
 

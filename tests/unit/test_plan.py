@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 from plans import nodes_below
 
 from executors.errors import DamagedError, PlanChangedError
-from executors.work.plan import (
-    Plan,
-    PlannedDataset,
-    PlannedFile,
-    Tree,
-    differences,
-    equal_parts,
-    limit_chunks,
-)
+from executors.work.differences import differences
+from executors.work.layout import Tree
+from executors.work.plan import Plan, PlannedDataset, PlannedFile, equal_parts, limit_chunks
 
 
 @given(st.integers(0, 10**6), st.integers(0, 3000), st.integers(1, 700))

@@ -7,8 +7,8 @@ from plans import PLANS, chunks_of, nodes_below
 
 from executors.work import tree as arithmetic
 from executors.work.coverage import uncovered
+from executors.work.layout import Tree
 from executors.work.model import Node
-from executors.work.plan import Tree
 
 
 @given(st.integers(0, 10**6), st.integers(2, 10**9))

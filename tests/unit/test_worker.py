@@ -14,10 +14,10 @@ from fakes import BINS, FakeAnalysis, Garbage, expected, fake_sum, make_place, m
 
 from executors.work import memory, notes
 from executors.work import worker as module
+from executors.work.layout import Tree
 from executors.work.merge import MergeTask, merge, total
 from executors.work.model import Kind, Node, Receipt
 from executors.work.packed import Packed
-from executors.work.plan import Tree
 from executors.work.store import check_bytes
 from executors.work.worker import Bounded, Note, TimeLimitError, perform, time_limit
 
@@ -189,7 +189,7 @@ import sys, time
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 from fakes import FakeAnalysis, make_place, make_plan
-from executors.work.plan import Tree
+from executors.work.layout import Tree
 from executors.work.worker import perform
 
 def endless(start, stop):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -81,6 +83,13 @@ class Way:
         return found
 
 
+class Spent(NamedTuple):
+    """Seconds on the wall, and of all processors."""
+
+    wall: float
+    cpu: float
+
+
 def main() -> int:
     """Install, make the events, run in turn, compare the results, print the table."""
     ways = [Way("ours", Path(sys.executable)), *installed()]
@@ -109,19 +118,19 @@ def installed() -> list[Way]:
 def compared(ways: list[Way], data: Path, case: Case) -> list[Figure]:
     """Every way in turn, in every round; the results must agree."""
     make(data, case)
-    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+    spent: dict[str, list[Spent]] = {way.name: [] for way in ways}
     for turn in range(max(3, ROUNDS)):
         results = {}
         for way in ways:
             out = data / f"{way.name}-{turn}"
             out.mkdir()
-            seconds[way.name].append(timed(way.command(data, case, out), data))
+            spent[way.name].append(timed(way.command(data, case, out), data))
             results[way.name] = json.loads(
                 call([str(way.python), str(HERE / "bins.py"), str(way.result(out))], data)
             )
         for name, result in results.items():
             agree(case, results["ours"], result, name)
-    return [line(name, case, seconds) for name in seconds if name != "ours"]
+    return [line(case, name, spent[name], spent["ours"]) for name in spent if name != "ours"]
 
 
 def make(data: Path, case: Case) -> None:
@@ -132,12 +141,15 @@ def make(data: Path, case: Case) -> None:
     (data / "pocket.json").write_text(json.dumps({"made": {"metadata": facts, "files": files}}))
 
 
-def line(name: str, case: Case, seconds: dict[str, list[float]]) -> Figure:
+def line(case: Case, name: str, theirs: list[Spent], ours: list[Spent]) -> Figure:
     """How many times longer a peer took."""
-    rows = list(zip(seconds[name], seconds["ours"], strict=True))
-    found, spread = ratio(rows, 0, 1)
-    theirs, mine = (f"{median(rows, column):.1f} s" for column in (0, 1))
-    return Figure(str(case), f"{name} {theirs}", mine, found, "", "", len(rows), spread)
+    found, spread = ratio([(t.wall, o.wall) for t, o in zip(theirs, ours, strict=True)], 0, 1)
+    return Figure(str(case), f"{name} {said(theirs)}", said(ours), found, "", "", len(ours), spread)
+
+
+def said(rows: list[Spent]) -> str:
+    """The medians, as words."""
+    return f"{median(rows, 0):.1f} s, of CPU {median(rows, 1):.1f} s"
 
 
 def agree(case: Case, ours: dict, theirs: dict, name: str) -> None:
@@ -157,10 +169,12 @@ def agree(case: Case, ours: dict, theirs: dict, name: str) -> None:
             )
 
 
-def timed(argv: list[str], data: Path) -> float:
-    began = time.perf_counter()
+def timed(argv: list[str], data: Path) -> Spent:
+    """What a command costs, its workers included."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     call(argv, data)
-    return time.perf_counter() - began
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Spent(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 def call(argv: list[str], data: Path) -> str:
@@ -168,7 +182,8 @@ def call(argv: list[str], data: Path) -> str:
     env.pop("PYTHONPATH", None)
     done = subprocess.run(argv, cwd=data, env=env, capture_output=True, text=True, timeout=3600, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(argv[:4])} failed:\n{done.stderr[-3000:]}")
+        said = (done.stdout + done.stderr)[-3000:]
+        raise SystemExit(f"exit code {done.returncode} of {' '.join(argv)}:\n{said}")
     return done.stdout
 
 
