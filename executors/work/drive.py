@@ -245,7 +245,8 @@ class Drive:
             return 1
         # By events where they are known: a canary's few take no time, and what follows is longer.
         wanted = self.terms.task_seconds / max(self._per_chunk, self._per_event * self.cutting.last)
-        fair = self.ledger.chunks_left() / (3 * self.terms.slots)
+        slots = self.terms.slots
+        fair = self.ledger.chunks_left() / (3 * slots if slots > 1 else 1)  # one worker waits for no other
         return int(max(1, min(wanted, fair, MOST_CHUNKS)))
 
     def _next(self, most: int) -> Node | None:

@@ -266,7 +266,7 @@ def reading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         return Outcome()
 
     module = types.ModuleType("executors.running")
-    for name in ("execute", "plan_only"):
+    for name in ("execute", "plan_only", "profile_memory"):
         setattr(module, name, execute)
     for name in ("merge_dirs", "status", "inspect"):
         setattr(module, name, lambda *_, **__: Outcome())

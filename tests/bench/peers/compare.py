@@ -60,6 +60,7 @@ class Way:
 
     name: str
     python: Path
+    label: str = ""
 
     def command(self, data: Path, case: Case, out: Path) -> list[str]:
         engine, chunk, workers = case.engine, str(case.chunk), str(ENGINES[case.engine])
@@ -108,8 +109,9 @@ def installed() -> list[Way]:
     ways = []
     for peer in PEERS:
         try:
-            print(f"{peer.name}: {ready(peer)}", flush=True)
-            ways.append(Way(peer.name, peer.python))
+            found = ready(peer)
+            print(f"{peer.name}: {found}", flush=True)
+            ways.append(Way(peer.name, peer.python, found.partition(",")[0]))
         except Absent as error:
             print(f"{peer.name} could not be installed here:\n{error}", file=sys.stderr)
     return ways
@@ -121,7 +123,8 @@ def compared(ways: list[Way], data: Path, case: Case) -> list[Figure]:
     spent: dict[str, list[Spent]] = {way.name: [] for way in ways}
     for turn in range(max(3, ROUNDS)):
         results = {}
-        for way in ways:
+        first = turn % len(ways)  # each goes first in turn: what the one before left warm is shared fairly
+        for way in ways[first:] + ways[:first]:
             out = data / f"{way.name}-{turn}"
             out.mkdir()
             spent[way.name].append(timed(way.command(data, case, out), data))
@@ -130,7 +133,7 @@ def compared(ways: list[Way], data: Path, case: Case) -> list[Figure]:
             )
         for name, result in results.items():
             agree(case, results["ours"], result, name)
-    return [line(case, name, spent[name], spent["ours"]) for name in spent if name != "ours"]
+    return [line(case, way.label, spent[way.name], spent["ours"]) for way in ways if way.name != "ours"]
 
 
 def make(data: Path, case: Case) -> None:
@@ -144,7 +147,7 @@ def make(data: Path, case: Case) -> None:
 def line(case: Case, name: str, theirs: list[Spent], ours: list[Spent]) -> Figure:
     """How many times longer a peer took."""
     found, spread = ratio([(t.wall, o.wall) for t, o in zip(theirs, ours, strict=True)], 0, 1)
-    return Figure(str(case), f"{name} {said(theirs)}", said(ours), found, "", "", len(ours), spread)
+    return Figure(str(case), f"{name}: {said(theirs)}", said(ours), found, "", "", len(ours), spread)
 
 
 def said(rows: list[Spent]) -> str:
