@@ -284,9 +284,10 @@ def test_memory_is_measured_per_chunk(place):
                 fresh[page] = 1
 
     receipt = perform(TASK, FakeAnalysis({("a/0.root", 10): greedy}), place)
-    peaks = [record.peak for record in receipt.chunks]
-    assert max(peaks) == peaks[2]
-    assert peaks[2] - peaks[-1] > 30 << 20
+    # What earlier tests left may be given back at any chunk: each is compared with what it began with.
+    grown = [record.peak - record.before for record in receipt.chunks]
+    assert max(grown) == grown[2]
+    assert 45 << 20 < grown[2] < 60 << 20
 
 
 # -- merging ----------------------------------------------------------------------------------------
