@@ -76,7 +76,9 @@ class Facility:
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes.append(
                 subprocess.Popen(
-                    [str(self.python), "-m", module, *argv], cwd=self.folder, env=env | {"FACILITY": str(self.folder)},
+                    [str(self.python), "-m", module, *argv], cwd=self.folder,
+                    # Dask gives its processes titles, which would be written over what they are found by.
+                    env=env | {"FACILITY": str(self.folder), "SPT_NOENV": "1"},
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 )
             )  # fmt: skip
@@ -115,7 +117,9 @@ class Facility:
 
     def processes(self) -> list[int]:
         """Scheduler, nannies and workers."""
-        return processes.with_environment("FACILITY", lambda value: value == str(self.folder))
+        found = processes.with_environment("FACILITY", lambda value: value == str(self.folder))
+        started = [one.pid for one in self._processes if one.poll() is None]
+        return sorted({*found, *started})
 
 
 def end(folder: Path) -> None:
