@@ -20,10 +20,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from executors.command import Command
-    from executors.settings import Resolved
+    from executors.settings import Resolved, Settings
     from executors.work.report import Outcome
 
 CRASHED = 70  # a bug of ours: none of the documented codes, so that no script resumes for ever
+
+
+def _expected(settings: Settings) -> Any:
+    """What is known of a run's memory; only here is more imported for it than for looking at a site."""
+    from executors.running import expected_memory
+
+    return expected_memory(settings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +115,7 @@ def _at_site(command: Command) -> int:
     if command.verb == "check":
         from executors.checking import check
 
-        code, text = check(settings, as_json=as_json, canary=canary)
+        code, text = check(settings, as_json=as_json, canary=canary, run=_expected)
         _say(text)
         return code
     from executors.selftest import selftest

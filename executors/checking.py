@@ -18,6 +18,7 @@ from executors.where import where
 from sites.checks import Check, preflight, stops
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from executors.options import Settings
@@ -30,15 +31,21 @@ LIBRARIES = {"dask": ("dask", "distributed"), "parsl": ("parsl",)}
 
 
 def check(
-    settings: Settings, *, as_json: bool = False, canary: bool = False, width: int = WIDTH
+    settings: Settings,
+    *,
+    as_json: bool = False,
+    canary: bool = False,
+    width: int = WIDTH,
+    run: Callable[[Settings], Check] | None = None,
 ) -> tuple[int, str]:
-    """Exit code and text of every check of the site that the settings name: 0, or 4 if a run would fail."""
+    """Exit code and text of every check of the site that the settings name: 0, or 4 if a run would fail.
+
+    ``run`` says more of a run, where the settings say what to run.
+    """
     spot = where(settings)
     found = survey(spot, settings.outputdir, insecure=settings.insecure)
-    if settings.wf and settings.json:
-        from executors.running import expected_memory
-
-        found.append(expected_memory(settings))
+    if run is not None and settings.wf and settings.json:
+        found.append(run(settings))
     if canary and not stops(found):
         from executors.canary import fly
 

@@ -220,6 +220,7 @@ def plan_text(
     """
     tree = Tree(plan)
     ledger = Ledger(tree)
+    names = [outputs.indexed_name(plan, s.index, s.part) for s in tree.splits] if plan.fsize else []
     state = "the plan kept in" if kept else "the plan of a new run in"
     lines = [f"{state} {folder}"]
     size = "chunks as memory allows" if plan.auto else f"chunks of at most {plan.chunk} events"
@@ -229,17 +230,10 @@ def plan_text(
         + _cut(plan, ", {} chunks", r.chunks_planned)
         for d, r in zip(plan.datasets, ledger.rows(), strict=True)
     ]
-    empty = [f.path for d in plan.datasets for f in d.files if f.entries == 0]
-    unknown = [f for d in plan.datasets for f in d.files if f.entries is None]
-    if empty:
-        lines.append(f"  {len(empty)} files hold no event, such as {empty[0]}")
-    lines += [f"  cannot be opened: {f.path}: {f.error}" for f in unknown[:20]]
-    if len(unknown) > 20:
-        lines.append(f"  … and {len(unknown) - 20} more that cannot be opened")
+    lines += _odd_files(plan)
     lines += [f"  {line}" for line in memory]
     lines += _read_elsewhere(plan, urls)
     lines += _job_lines(job)
-    names = [outputs.indexed_name(plan, s.index, s.part) for s in tree.splits] if plan.fsize else []
     if names:
         lines.append(f"  {len(names)} indexed outputs, {names[0]} to {names[-1]}")
     lines.append(
@@ -262,6 +256,16 @@ def plan_text(
         "outputs": [*names, outputs.merged_name(plan)],
     }  # fmt: skip
     return "\n".join(lines), data
+
+
+def _odd_files(plan: Plan) -> Iterator[str]:
+    empty = [f.path for d in plan.datasets for f in d.files if f.entries == 0]
+    unknown = [f for d in plan.datasets for f in d.files if f.entries is None]
+    if empty:
+        yield f"  {len(empty)} files hold no event, such as {empty[0]}"
+    yield from (f"  cannot be opened: {f.path}: {f.error}" for f in unknown[:20])
+    if len(unknown) > 20:
+        yield f"  … and {len(unknown) - 20} more that cannot be opened"
 
 
 def _cut(plan: Plan, text: str, chunks: int) -> str:

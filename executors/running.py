@@ -9,13 +9,13 @@ import contextlib
 import os
 import shutil
 import sys
-import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from executors import outputs, planning, words
+from executors.asked import Asked
 from executors.combining import merge_dirs
 from executors.errors import (
     EngineError,
@@ -53,11 +53,9 @@ if TYPE_CHECKING:
     from executors import jobs
     from executors.ahead import Ahead
     from executors.engines.base import Resources
-    from executors.fileset import Fileset
     from executors.fingerprint import Fingerprint
     from executors.options import Settings
     from executors.where import Where
-    from executors.work.footprint import Fit
     from executors.work.report import Observer
     from executors.workflow import Workflow
     from sites.scene import Check
@@ -67,41 +65,6 @@ __all__ = ["execute", "inspect", "merge_dirs", "plan_only", "profile_memory", "s
 CHUNK_TIMEOUT = 3600.0
 OURS = ("plan.json", "ranges.jsonl", "manifest.json", "failed.json", "journal.jsonl")
 FOLDERS = ("store", "notes", "logs", "job", "damaged")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a command asks for, read and checked: nothing has been started or written."""
-
-    settings: Settings
-    workflow: Workflow
-    fileset: Fileset
-    fingerprint: Fingerprint
-    folder: Path
-    observer: Observer
-    where: Where
-    how: planning.Access
-    chunk: budgets.Chunk
-    budget: budgets.Budget | None  # of a worker
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def plan(self) -> Plan:
-        """The plan, before anything is counted."""
-        return planning.asked_plan(
-            self.fileset, self.settings, self.workflow.name, self.fingerprint, self.chunk
-        )
-
-    def like(self, kept: Plan | None) -> Asked:
-        """The same, with chunks as a kept plan has them where the command says nothing of them."""
-        if kept is None or self.settings.chunk is not None:
-            return self
-        return replace(self, chunk=budgets.AUTO if kept.auto else kept.chunk)
-
-    @property
-    def known(self) -> dict[str, Fit]:
-        """What the analysis needed of memory when it was measured last, by dataset."""
-        return footprints.recall(self.fingerprint.digest, self.settings.cache)
 
 
 def execute(

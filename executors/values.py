@@ -158,7 +158,8 @@ def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
         same = str(choice) == str(value) if isinstance(value, Spelled) else choice == value
         if same and (isinstance(value, Spelled) or isinstance(choice, bool) == isinstance(value, bool)):
             return choice
-    raise MismatchError("one of " + ", ".join(str(choice) for choice in choices))
+    listed = ", ".join(str(choice) for choice in choices)
+    raise MismatchError(f"one of {listed}" if len(choices) > 1 else listed)
 
 
 def _member(value: Any, kind: type[enum.Enum]) -> enum.Enum:

@@ -16,9 +16,9 @@ from executors.work import sizing
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from executors.asked import Asked
     from executors.memory.budget import Budget
     from executors.memory.usage import Usage
-    from executors.running import Asked
 
 
 def budget_of(asked: Asked) -> Budget | None:

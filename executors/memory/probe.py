@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Executor
 
-    from executors.running import Asked
+    from executors.asked import Asked
     from executors.work.plan import PlannedDataset, PlannedFile
 
 PIECES = 5  # of a dataset, at most

@@ -88,18 +88,19 @@ class Drive:
         self._leaks = Leaks(self.sizing.budget)
         self._per_chunk = 0.0  # seconds, smoothed
         self._per_event = 0.0
-        books = Books(self.store, self.coverage, self.ledger, journal, observer, terms)
-        self.merging = Merging(
-            books,
-            Orders(
-                self._submit_merge,
-                self._halt,
-                self._stack.append,
-                self._stopping,
-                self._stored,
-                self._split_done,
-            ),
+        self.merging = self._merging()
+
+    def _merging(self) -> Merging:
+        orders = Orders(
+            self._submit_merge,
+            self._halt,
+            self._stack.append,
+            self._stopping,
+            self._stored,
+            self._split_done,
         )
+        books = Books(self.store, self.coverage, self.ledger, self.journal, self.observer, self.terms)
+        return Merging(books, orders)
 
     # -- what is to be done ------------------------------------------------------------------------
 

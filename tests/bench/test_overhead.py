@@ -112,3 +112,4 @@ def test_the_end_of_a_run(tmp_path):
         Figure("mixed chunks, 8 workers: last 5 %", "perfect packing", "", statistics.median(tails), "1.15", "1.05", ROUNDS),
     )  # fmt: skip
     assert statistics.median(walls) <= 1.15
+    assert statistics.median(tails) <= 1.15
