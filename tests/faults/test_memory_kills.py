@@ -225,7 +225,7 @@ def test_five_of_a_hundred_chunks_need_three_times_the_limit(tmp_path, chunks, n
               "--wf-arg", f"seconds={0.05 if chunks == 100 else 0.1}", "--chunk", "4000", "-j", "2"]  # fmt: skip
     # A memory of its own for each: what was measured in the one would change the sizes of the other.
     common += ["--executor"]
-    roomy = run(tmp_path, *common, "futures", "--memory", "4GB", "--outputdir", "roomy", "--cache", "one")
+    roomy = run(tmp_path, *common, name, "--memory", "4GB", "--outputdir", "roomy", "--cache", "one")
     assert roomy.returncode == 0, roomy.stdout + roomy.stderr
     began = time.monotonic()
     tight = run(
@@ -244,5 +244,5 @@ def test_five_of_a_hundred_chunks_need_three_times_the_limit(tmp_path, chunks, n
     print(
         f"{name}, {chunks} chunks: {took:.1f} s, with a limit that fits {manifest(tmp_path, 'roomy')['wall_seconds']} s"
     )
-    if chunks == 500 and name != "parsl/local":  # whose new workers cost seconds each: twenty of these chunks
+    if chunks == 500:  # fewer take so little time that the first worker's start decides
         assert found["wall_seconds"] <= 1.3 * manifest(tmp_path, "roomy")["wall_seconds"]
