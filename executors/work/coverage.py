@@ -77,14 +77,16 @@ class Coverage:
 
         def walk(node: Node, lo: int, hi: int) -> tuple[int, int]:
             """Count rows [lo, hi), which begin within the node; chunks and stored nodes below it."""
-            while lo < hi and rows[lo][1] == node:
-                identity = rows[lo][2]
+            own = _order(node)
+            # What begins here and would be before the node is no part of this tree.
+            while lo < hi and keys[lo] <= own:
+                found, identity = rows[lo][1:]
                 lo += 1
-                if self.tree.id(node) == identity:
+                if found == node and self.tree.id(node) == identity:
                     self.stored[node] = identity
                     rejected.extend(row[1:] for row in rows[lo:hi])
                     return self._set(node, self.size(node), 1)
-                rejected.append((node, identity))
+                rejected.append((found, identity))
             kids = self.tree.children(node) if lo < hi else ()
             if not kids:
                 rejected.extend(row[1:] for row in rows[lo:hi])

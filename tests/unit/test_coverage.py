@@ -110,6 +110,14 @@ def test_shapes():
     assert list(leaves(None)) == []
 
 
+def test_rubbish_before_a_node_does_not_hide_it():
+    tree = Tree(make_plan((1,), chunk=1))
+    coverage, node = Coverage(tree), Node(0, 0, 1, 0, 1)
+    rubbish = [(Node(0, 0, 0, 0, -1), "1" * 40), (Node(0, 0, 0, 0, 0), "1" * 40)]
+    assert sorted(coverage.recover([*rubbish, (node, tree.id(node))])) == sorted(rubbish)
+    assert coverage.stored == {node: tree.id(node)}
+
+
 @settings(deadline=None, max_examples=80)
 @given(PLANS, st.data())
 def test_recovering_all_at_once_is_adding_the_largest_first(plan, data):
