@@ -76,7 +76,9 @@ def _start(command: Command) -> int:
     resolved = resolve(typed, env=os.environ)
     settings = resolved.settings
     if settings.show_config:
-        _say(show_config(resolved), end="")
+        from executors import site_words
+
+        _say(show_config(resolved) + site_words.for_config(settings), end="")
         return 0
     _required(resolved)
     from executors.running import execute, plan_only
@@ -94,15 +96,19 @@ def _start(command: Command) -> int:
 
 def _sites(values: dict[str, Any]) -> int:
     from executors import site_words
+    from executors.settings import resolve
 
-    as_json = values.get("as_json", False)
-    file = Path(values["site_file"]) if "site_file" in values else None
-    if values.get("schema"):
+    typed = dict(values)
+    as_json, schema, name = (typed.pop(key, None) for key in ("as_json", "schema", "name"))
+    settings = resolve(typed, env=os.environ).settings
+    if schema:
         _say(site_words.schema_text())
-    elif "name" in values or file is not None:
-        _say(site_words.shown(values.get("name") or Path(values["site_file"]).stem, as_json, site_file=file))
+    elif name or settings.site_file is not None:
+        _say(site_words.asked_for(name, settings, as_json=bool(as_json)))
+    elif typed:
+        raise UsageError("of which site? runner.py sites NAME, or --site-file FILE.toml (see sites --help)")
     else:
-        _say(site_words.listed(as_json))
+        _say(site_words.listed(bool(as_json)))
     return 0
 
 
@@ -178,13 +184,15 @@ def _together(outcomes: list[Outcome]) -> Outcome:
 
 
 def _show(outcome: Outcome, values: dict[str, Any]) -> None:
+    from executors.redact import cleaned, redact
+
     if values.get("as_json"):
         import json
 
-        _say(json.dumps(outcome.data, indent=1, default=str))
+        _say(json.dumps(cleaned(outcome.data), indent=1, default=lambda one: redact(str(one))))
         return
     if outcome.text and not values.get("quiet"):
-        _say(outcome.text)
+        _say(redact(outcome.text))
     if outcome.summary is not None:
         from executors.show import summary_text
 

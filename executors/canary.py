@@ -34,11 +34,16 @@ if TYPE_CHECKING:
 
 PACKAGES = ("coffea", "uproot", "awkward", "hist", "numpy")
 LONGEST = 3600.0  # seconds that a canary is waited for, whatever the site's own limit says
+AGAIN = "mend what that names, and fly again: runner.py check --canary, with the same options"
 LITTLE = 1_000_000_000  # bytes free on the worker's disk: less is warned of
 
 
-def fly(settings: Settings, spot: Where) -> list[Check]:
-    """Open the engine with one job of one worker, ask it what it sees, and judge the answer."""
+def fly(settings: Settings, spot: Where, packages: Sequence[str] = ()) -> list[Check]:
+    """Open the engine with one job of one worker, ask it what it sees, and judge the answer.
+
+    ``packages`` are wanted there besides those that every run needs.
+    """
+    wanted = tuple(dict.fromkeys((*PACKAGES, *packages)))
     heard: list[str] = []
     wait = min(spot.site.limits.start, LONGEST)
     begun = time.monotonic()
@@ -49,16 +54,16 @@ def fly(settings: Settings, spot: Where) -> list[Check]:
             (folder / "mark").write_text(mark)
             want = _want(settings, spot, folder if spot.shared else None, heard)
             with spot.engine.open(spot.site, want) as pool:
-                future = pool.submit(look, str(folder), mark, PACKAGES, spot.site)
+                future = pool.submit(look, str(folder), mark, wanted, spot.site)
                 seen = future.result(timeout=wait)
             answered = (folder / "answer").exists()
     except LateError:
         said = f"no worker came within {wait:.0f} s" + (f": {heard[-1]}" if heard else "")
         return [Check("canary", False, said, "look at the queue, or wait longer: --start-timeout 2h")]
     except ExecutorsError as error:
-        return [Check("canary", False, error.message)]
+        return [Check("canary", False, error.message, AGAIN)]
     except (OSError, ImportError) as error:
-        return [Check("canary", False, f"the canary failed: {type(error).__name__}: {error}")]
+        return [Check("canary", False, f"the canary failed: {type(error).__name__}: {error}", AGAIN)]
     took = time.monotonic() - begun
     return [
         Check("canary", True, f"a job answered from {seen['host']} after {took:.0f} s"),
@@ -156,7 +161,9 @@ def _packages(seen: dict[str, Any]) -> list[Check]:
         return [
             Check("packages", None, "; ".join(differ), "use the same environment on both sides: --ship-env")
         ]
-    return [Check("packages", True, ", ".join(f"{name} {what}" for name, what in there.items()))]
+    # Some are installed under another name than they are imported by: their version is not looked for.
+    shown = (name if what == "unknown" else f"{name} {what}" for name, what in there.items())
+    return [Check("packages", True, ", ".join(shown))]
 
 
 def _folder(seen: dict[str, Any], spot: Where, answered: bool) -> Check:
@@ -165,7 +172,7 @@ def _folder(seen: dict[str, Any], spot: Where, answered: bool) -> Check:
     if seen["shared"] and answered:
         return Check("store", True, "workers see the run's folder, and write to it")
     what = "write to" if seen["shared"] else "see"
-    mend = "use a folder of the shared file system, or --shared-store no"
+    mend = "--outputdir, on a file system that workers see (df -T), or --shared-store no"
     return Check("store", False, f"workers do not {what} the run's folder", mend)
 
 

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from executors.errors import SiteError
+from executors.preflight import checks_of
 from executors.redact import redact
 from executors.where import where
 from sites.checks import Check, preflight, stops
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 WIDTH = 80
 MARKS = {True: "✓", False: "✗", None: "-"}
 PLAIN = {"✓": "+", "✗": "x", "…": "...", "→": "->"}
+OURS = {"configs", "executors", "sites"}  # they travel
 LIBRARIES = {"dask": ("dask", "distributed"), "parsl": ("parsl",)}
 
 
@@ -43,23 +45,34 @@ def check(
     ``run`` says more of a run, where the settings say what to run.
     """
     spot = where(settings)
-    found = survey(spot, settings.outputdir, insecure=settings.insecure)
+    packages = imported(settings)
+    found = survey(spot, settings.outputdir, insecure=settings.insecure, packages=packages)
     if run is not None and settings.wf and settings.json:
         found.append(run(settings))
     if canary and not stops(found):
         from executors.canary import fly
 
-        found += fly(settings, spot)
+        found += fly(settings, spot, packages)
     code = SiteError.exit_code if stops(found) else 0
     if as_json:
         return code, json.dumps(report(settings.executor, spot, found), indent=1, ensure_ascii=True)
     return code, text(settings.executor, spot, found, width)
 
 
-def survey(spot: Where, folder: Path, *, quick: bool = False, insecure: bool = False) -> list[Check]:
+def survey(
+    spot: Where,
+    folder: Path,
+    *,
+    quick: bool = False,
+    insecure: bool = False,
+    packages: tuple[str, ...] = (),
+) -> list[Check]:
     """Every check of an engine at a site; the quick ones take half a second unless something hangs."""
     engine = spot.engine.name
-    found = preflight(spot.site, engine, folder, quick=quick, insecure=insecure, lanes=spot.slots)
+    found = preflight(
+        spot.site, engine, folder,
+        quick=quick, insecure=insecure, lanes=spot.slots, packages=packages, checks=checks_of(spot),
+    )  # fmt: skip
     return [*libraries(engine), *found]
 
 
@@ -77,6 +90,18 @@ def before_run(spot: Where, folder: Path, *, insecure: bool = False) -> list[Che
 def one_line(each: Check) -> str:
     """A check as a message of a run."""
     return redact(f"{each.name}: {each.says}" + (f" → {each.mend}" if each.mend else ""))
+
+
+def imported(settings: Settings) -> tuple[str, ...]:
+    """The installed packages that the code of the workflow imports: workers need them too."""
+    if not settings.wf:
+        return ()
+    from executors import sources
+    from executors.closure import Closure
+
+    value, closure = sources.locate(settings.wf).value, Closure()
+    closure.add(getattr(value, "__module__", None) or type(value).__module__)
+    return tuple(sorted(closure.libraries - OURS))
 
 
 def libraries(engine: str) -> list[Check]:

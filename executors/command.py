@@ -268,12 +268,13 @@ def _sites_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("options")
     hidden = argparse.SUPPRESS
     group.add_argument(
-        "--site-file", metavar="FILE.toml", default=hidden, help="a profile of your own, checked and shown"
-    )
-    group.add_argument(
         "--schema", action="store_true", default=hidden, help="the JSON schema of a profile, for editors"
     )
     group.add_argument(*_AS_JSON, **_AS_JSON_ABOUT)
+    group = parser.add_argument_group("what a run would ask of the site: it is shown as that run has it")
+    for each in options():
+        if "site" in each.about or each.name in ("site_file", "workers", "config", "set"):
+            _add(group, each)
     return parser
 
 
@@ -286,6 +287,9 @@ def _site_parser(verb: str) -> argparse.ArgumentParser:
     looks = verb == "check"  # with a workflow and a fileset, it says what is known of the run's memory
     groups = _add_options(parser, (WHAT, WHERE, JOBS, SPLIT, SAY) if looks else (WHERE, JOBS, SAY))
     group = groups[SAY]
+    for each in options():
+        if each.name in ("config", "set"):
+            _add(group, each)
     if verb == "check":
         group.add_argument(
             "--canary", action="store_true", default=argparse.SUPPRESS,

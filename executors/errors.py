@@ -60,6 +60,7 @@ class UnknownNameError(UsageError):
     def of(cls, what: str, name: str, known: Iterable[str], hint: str = "") -> UnknownNameError:
         """The error for one unknown name: says what is near it, or what there is."""
         names = sorted(known)
+        name = name if len(name) <= 100 else f"{name[:99]}…"
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         if near:
             tail = "did you mean " + " or ".join(repr(n) for n in near) + "?"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from executors import outputs, words
 from executors.errors import AnalysisError, DamagedError, IncompleteError, InterruptedRunError, SiteError
+from executors.redact import redact
 from executors.work.model import Kind
 from executors.work.report import Outcome, Summary
 
@@ -133,7 +134,9 @@ class Finish:
         manifest = self._manifest(code, summary)
         self._write(manifest)
         self.drive.observer.finished(summary)
-        return Outcome(code, error.message if error else self._text(code, selected), summary, manifest)
+        # It quotes what the user's own code raised.
+        text = redact(error.message if error else self._text(code, selected))
+        return Outcome(code, text, summary, manifest)
 
     def _rest_of_splits(self, selected: list[int] | None) -> None:
         """Write the splits that are not whole (their loss is accepted) and those without an event."""

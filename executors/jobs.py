@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -84,9 +85,11 @@ def prepare(analysis: Analysis, place: Place) -> Call:
         ) from error
     digest = hashlib.blake2b(data, digest_size=20).hexdigest()
     path = place.run / "job" / f"{digest}.pkl"
-    write_whole(path, [data])
+    # The workflow's arguments are in it, which may be nobody else's business.
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_whole(path, [data], mode=0o600)
     # Whoever merges later finds the workflow's modules where this process does.
-    write_whole(path.with_suffix(".json"), [json.dumps([*sys.path]).encode()])
+    write_whole(path.with_suffix(".json"), [json.dumps([*sys.path]).encode()], mode=0o600)
     return Call(digest, place, path)
 
 
@@ -116,15 +119,11 @@ def stored_analysis(folder: Path) -> Any:
     jobs = sorted((folder / "job").glob("*.pkl"), key=lambda p: p.stat().st_mtime_ns)
     if not jobs:
         return None
-    data = jobs[-1].read_bytes()
+    data, places = (_read_own(path) for path in (jobs[-1], jobs[-1].with_suffix(".json")))
     if hashlib.blake2b(data, digest_size=20).hexdigest() != jobs[-1].stem:
         raise DamagedError(f"{jobs[-1]} is damaged; run the command of that directory again")
-    if jobs[-1].stat().st_uid != os.geteuid():
-        raise UsageError(
-            f"{jobs[-1]} belongs to somebody else, and reading it would run code of theirs: --no-postprocess"
-        )
     known = set(sys.path)
-    sys.path.extend(e for e in json.loads(jobs[-1].with_suffix(".json").read_bytes()) if e not in known)
+    sys.path.extend(e for e in json.loads(places) if e not in known)
     try:
         return cloudpickle.loads(data)
     except Exception as error:
@@ -133,3 +132,14 @@ def stored_analysis(folder: Path) -> Any:
             f"the workflow of {folder} cannot be loaded to apply its postprocess: {type(error).__name__}: "
             f"{error}. Run this where its modules can be imported, or with --no-postprocess"
         ) from error
+
+
+def _read_own(path: Path) -> bytes:
+    """The content of a file of this user's: who owns it is asked once it is open, and not before."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
+            raise UsageError(
+                f"{path} belongs to somebody else, and reading it would run code of theirs: --no-postprocess"
+            )
+        return file.read()

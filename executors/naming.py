@@ -26,11 +26,13 @@ AUTO: Final = "auto"
 FIRST: Final = "futures"  # what plain ``auto`` is where no site is recognised
 # Engines whose workers are always of this machine: at a site they use its files and credentials, no jobs.
 HERE: Final = ("futures", "iterative")
-# Names of the original that nothing here stands for, and what to use.
-GONE: Final[Mapping[str, str]] = MappingProxyType(
+# Names that other programs have for jobs which work alone, and what serves here.
+ALONE: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "condor_standalone": "jobs that work without a runner come with a later part; with one: dask/condor, "
-        "parsl/condor, or the site's own name, such as dask/lxplus",
+        "condor_standalone": "dask/condor, parsl/condor, or the site's own name, such as dask/lxplus",
+        "condor/standalone": "dask/condor, parsl/condor, or the site's own name, such as dask/lxplus",
+        "condor@lxplus": "dask/lxplus",
+        "condor@rubin": "dask/rubin",
     }
 )
 
@@ -64,8 +66,9 @@ def names(engines: Collection[str]) -> list[str]:
 
 def parts(name: str, engines: Collection[str], site_file: Path | None = None) -> Name:
     """What a name says; errors name what is near."""
-    if name in GONE:
-        raise UsageError(f"{name!r} of the original: {GONE[name]}")
+    if name in ALONE:
+        said = "jobs that work without a runner come with a later part; with one"
+        raise UsageError(f"{name!r}: {said}: {ALONE[name]}")
     engine, *rest = name.split("/")
     if name == AUTO or rest[-1:] == [AUTO]:
         return _automatic(name, engines, site_file)
@@ -83,7 +86,7 @@ def _at_site(name: str, engine: str, rest: list[str], site_file: Path | None) ->
     if site in SCHEDULERS and scheduler in known and scheduler not in SCHEDULERS:
         raise UsageError(f"{name!r}: the scheduler comes before the site: {engine}/{site}/{scheduler}")
     if site not in known:
-        raise UnknownNameError.of("site", site, known, f"(in the executor name {name!r})")
+        raise find.unknown(site, among, f"(in the executor name {name!r})")
     profile = load(site, among).profile
     _meant(engine, site, profile)
     if scheduler is not None:
@@ -98,8 +101,9 @@ def _meant(engine: str, site: str, profile: SiteProfile) -> None:
     """Refuse an engine that the site does not list; on this machine every engine runs."""
     if site == LOCAL or engine in profile.engines:
         return
-    offered = ", ".join(f"{one}/{site}" for one in profile.engines) or "none"
-    why = f": {profile.unusable}" if profile.unusable else f"; there: {offered}"
+    offered = ", ".join(f"{one}/{site}" for one in profile.engines)
+    why = f"; there: {offered}" if offered else f': its profile names none: engines = ["{engine}"]'
+    why = f": {profile.unusable}" if profile.unusable else why
     raise UsageError(f"the engine {engine!r} does not run at the site {site!r}{why}", engine=engine)
 
 

@@ -94,12 +94,13 @@ class Settings:
     scaleout: int | None = option(
         None,
         WHERE,
-        "jobs at a batch site, at most (default: 6); this machine has none",
+        "jobs at a batch site, at most (default: the site's, mostly 6); this machine has none",
         "-s",
         "--scaleout",
         metavar="N",
         least=1,
         most=100_000,
+        site="limits.usual",
     )
     read_timeout: float | None = option(
         None,
@@ -121,7 +122,8 @@ class Settings:
         site="ports.scheduler",
     )  # fmt: skip
     insecure: bool = option(False, WHERE, "talk to a scheduler that encrypts nothing: whoever can reach it"
-                            " can run code as you")  # fmt: skip
+                            " can run code as you; no file and no variable can say so",
+                            scope="typed")  # fmt: skip
     check: bool = option(True, WHERE, "look whether the site is fit before work starts")
 
     cores: int | None = option(None, JOBS, "cores of a job", metavar="N", least=1, site="resources.cores")
@@ -238,6 +240,9 @@ class Settings:
         "info", SAY, "how much is said: debug, info, warning or error", metavar="LEVEL"
     )
 
+    # No option: who said what ("command line", "file run.toml"), as ``settings`` found it.
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
 
 @dataclass(frozen=True)
 class Option:
@@ -289,7 +294,7 @@ def options() -> tuple[Option, ...]:
     """Every option, in the order of ``--help``."""
     blank = Settings()
     fields = dataclasses.fields(Settings)
-    return tuple(Option(f.name, getattr(blank, f.name), f.metadata) for f in fields)
+    return tuple(Option(f.name, getattr(blank, f.name), f.metadata) for f in fields if f.metadata)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from executors.redact import redact
+from executors.redact import cleaned, redact
 from executors.work.store import write_whole
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def versions() -> dict[str, str]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a document whole, for people and programs; secrets do not reach it."""
-    text = redact(json.dumps(content, indent=1, ensure_ascii=False, default=str))
+    text = json.dumps(cleaned(content), indent=1, ensure_ascii=False, default=lambda one: redact(str(one)))
     write_whole(path, [text.encode("utf-8", "surrogatepass"), b"\n"])
 
 

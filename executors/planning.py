@@ -160,6 +160,27 @@ def compare(kept: Plan, asked: Plan, where: Path) -> None:
         )
 
 
+def twins(plan: Plan) -> str:
+    """Which files of a dataset are one file under two names, whose events are counted twice; or nothing."""
+    found: list[tuple[str, str, str]] = []
+    for dataset in plan.datasets:
+        first: dict[tuple[str, str | None, int], str] = {}
+        for file in dataset.files:
+            # What is cut into steps by the user may well be listed more than once, for different ones.
+            if file.uuid and file.entries and file.steps is None:
+                before = first.setdefault((file.uuid, file.treename, file.entries), file.path)
+                if before != file.path:
+                    found.append((dataset.name, before, file.path))
+    if not found:
+        return ""
+    dataset_name, one, other = found[0]
+    many = f" ({len(found)} such files)" if len(found) > 1 else ""
+    return (
+        f"dataset {dataset_name!r}: {one} and {other} are the same file (equal uuid and entries), and both "
+        f"are counted{many}: leave one out, unless that is meant"
+    )
+
+
 def really_replaced(kept: Plan, asked: Plan, how: Access) -> list[str]:
     """Local files of the plan that are other files now; those only touched or copied are not."""
     now = {f.path: (f.size, f.mtime) for d in asked.datasets for f in d.files}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +14,7 @@ from executors.settings import resolve
 from executors.where import where
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Executor
 
 
@@ -31,6 +33,16 @@ def default_workers(name: str, **asked: Any) -> int | None:
 def exact_blame(name: str, **asked: Any) -> bool:
     """Whether a dead worker fails only the task that ran on it."""
     return where(resolve(executor=name, **asked).settings).engine.capabilities.exact_blame
+
+
+def reading(name: str, **asked: Any) -> tuple[Callable[[str], str] | None, dict[str, str]]:
+    """How the site of that name reads an address, if not every one as it is; what XRootD's client is told."""
+    from sites.profile import Urls
+    from sites.urls import Reading, xrootd_env
+
+    site = where(resolve(executor=name, **asked).settings).site
+    read = None if site.urls == Urls() else Reading(site, os.environ).read
+    return read, xrootd_env(site.xrootd, {**os.environ, **site.env})
 
 
 @contextlib.contextmanager
@@ -60,11 +72,15 @@ def open(  # noqa: A001 - the verb users know: executors.open(name)
         asked["memory"] = f"{memory}B" if isinstance(memory, int) else memory
     if workers is not None:
         asked["workers"] = workers
-    spot = where(resolve(executor=name, scaleout=jobs, **asked).settings)
+    settings = resolve(executor=name, scaleout=jobs, **asked).settings
+    spot = where(settings)
     each = 1 if spot.local and workers is None else spot.workers
     if not spot.shared:
         first, args = more.pop("initializer", None), more.pop("initargs", ())
-        more |= {"initializer": luggage.arrive, "initargs": (luggage.pack(luggage.loaded()), first, args)}
+        names, script = luggage.loaded(), luggage.own_script()
+        more |= {"initializer": luggage.arrive, "initargs": (luggage.pack(names, script), first, args)}
+        if left := luggage.left_behind(names, script):
+            warnings.warn(left, UserWarning, stacklevel=3)
     more.setdefault("scratch", spot.private_base(Path(log_dir) if log_dir is not None else Path.cwd()))
     want = Resources(
         workers=each,
@@ -72,6 +88,7 @@ def open(  # noqa: A001 - the verb users know: executors.open(name)
         memory=spot.worker_memory(each),
         log_dir=Path(log_dir) if log_dir is not None else None,
         env=dict(env or {}),
+        insecure=settings.insecure,
         **more,
     )
     with spot.engine.open(spot.site, want) as pool:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
+from typing import Any
 
 HIDDEN = "[hidden]"
 # Names of places and of durations are no secrets: the file a token lies in may be shown.
@@ -41,6 +43,29 @@ def redact(text: str) -> str:
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def cleaned(value: Any) -> Any:
+    """The same for what is to be written as JSON or TOML: text by text, before anything is quoted.
+
+    Redacting what is written already would take quotes along with the secrets.
+    """
+    if isinstance(value, str):
+        return redact(str(value))
+    if isinstance(value, Mapping):
+        return {
+            redact(key) if isinstance(key, str) else key: _hidden(item)
+            if isinstance(key, str) and secret_name(key)
+            else cleaned(item)
+            for key, item in value.items()
+        }
+    return [cleaned(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _hidden(item) for key, item in value.items()}
+    return value if value is None or isinstance(value, bool) else HIDDEN
 
 
 def secret_name(name: str) -> bool:

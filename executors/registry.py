@@ -18,6 +18,7 @@ from executors import naming
 from executors.engines.base import Capabilities, Engine
 from executors.errors import EngineError, UsageError
 from sites import find, overrides
+from sites.overrides import require
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -135,6 +136,8 @@ def place(
         )
     found = find.find(parts.site, site_file)
     site, origins = _effective(parts, found.profile, overrides or {}, said)
+    if site.scheduler is not None:
+        require(site)
     shadow = find.warning(found)
     return Placed(
         f"{parts.engine}/{parts.site}",
@@ -147,6 +150,19 @@ def place(
     )
 
 
+def look_up(
+    name: str, asked: Mapping[str, object], said: Mapping[str, str], site_file: Path | None = None
+) -> tuple[SiteProfile, Mapping[str, str]]:
+    """The site of a name with what is asked of it, and where its values come from; for looking only.
+
+    The engine is not loaded, and what the site requires may be missing.
+    """
+    parts = naming.parts(name, engine_names(), site_file)
+    found = find.find(parts.site, site_file)
+    site, origins = _effective(parts, found.profile, asked, said)
+    return site, {**found.origins, **origins}
+
+
 def _effective(
     parts: naming.Name, profile: SiteProfile, asked: Mapping[str, object], said: Mapping[str, str] | None
 ) -> tuple[SiteProfile, dict[str, str]]:
@@ -155,14 +171,11 @@ def _effective(
         profile = overrides.at_scheduler(profile, parts.scheduler)
     if parts.engine in naming.HERE and profile.scheduler is not None:
         profile = overrides.here(profile)
-    profile, filled = overrides.filled(profile, os.environ)
-    site, origins = overrides.overridden(profile, asked, said)
+    site, origins = overrides.as_used(profile, asked, said, os.environ)
     if site.scheduler == "existing" and parts.engine != "dask" and parts.engine in ENGINES:
         raise UsageError(f"a scheduler that runs already is Dask's: the engine is dask, not {parts.engine}")
-    if site.scheduler is not None:
-        overrides.require(site)
     by_name = {"scheduler": "the executor's name"} if parts.scheduler is not None else {}
-    return site, {**by_name, **filled, **origins}
+    return site, {**by_name, **origins}
 
 
 def split(name: str) -> tuple[str, str]:

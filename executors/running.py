@@ -41,7 +41,7 @@ from executors.work.policy import Limits
 from executors.work.ranges import Ranges, beside
 from executors.work.report import Outcome, Silent
 from executors.work.sizing import Sizing
-from executors.work.store import Store, sweep
+from executors.work.store import Store, make_folder, sweep
 from executors.work.terms import Terms
 from executors.work.worker import Place
 
@@ -379,8 +379,8 @@ def _work(asked: Asked, plan: Plan) -> Outcome:
     settings, spot = asked.settings, asked.where
     inline = spot.inline
     folder = asked.folder.resolve()
-    for name in ("store", "notes", "logs", "job"):
-        (folder / name).mkdir(exist_ok=True)
+    for name in ("store", "notes", "logs"):
+        make_folder(folder / name)
     notes.clear(folder / "notes")
     place = Place(
         run=folder,
@@ -422,6 +422,7 @@ def _wanted(asked: Asked, plan: Plan, place: Place, call: jobs.Call) -> Resource
         workers=spot.workers,
         memory=spot.worker_memory(spot.workers),
         log_dir=folder / "logs",
+        sole=True,
         preload=() if spot.inline else ("executors.coffea.analysis",),
         tell=partial(_told, asked.observer),
         insecure=asked.settings.insecure,
@@ -434,6 +435,8 @@ def _wanted(asked: Asked, plan: Plan, place: Place, call: jobs.Call) -> Resource
     if not place.shared:
         names = [part[len("module ") :] for part in asked.fingerprint.parts if part.startswith("module ")]
         sent = (call.digest, call.path.read_bytes(), luggage.pack(names))
+        if left := luggage.left_behind(names):
+            asked.observer.message("warning", left)
         want = replace(want, initializer=jobs.receive, initargs=sent)
     return want
 
@@ -499,6 +502,8 @@ def _drive(asked: Asked, plan: Plan, place: Place, opened: Opened) -> Outcome:
 
 def _tell_odd_files(asked: Asked, plan: Plan) -> None:
     """Say which files bring nothing: those without an event, and those that could not be opened."""
+    if text := planning.twins(plan):
+        asked.observer.message("warning", text)
     files = [f for d in plan.datasets for f in d.files]
     if empty := [f.path for f in files if f.entries == 0]:
         asked.observer.message(

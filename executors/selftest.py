@@ -11,23 +11,33 @@ import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from executors import words
 from executors.errors import ExecutorsError, SiteError
 from executors.options import Settings
 from executors.running import execute
 from executors.where import where
 from executors.work import journal
 from executors.work.report import Outcome
+from sites.commands import ask
 from sites.overrides import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from executors.where import Where
     from executors.work.report import DatasetCount, Observer, Snapshot, Summary
 
 PACKAGES = ("coffea", "uproot", "awkward", "dask", "distributed", "parsl")
+# What a batch system says of its own version.
+VERSIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "condor": ("condor_version",),
+    "lsf": ("lsid", "-V"),
+    "pbs": ("qstat", "--version"),
+    "sge": ("qstat", "-help"),
+    "slurm": ("sinfo", "--version"),
+}
 
 
 class _Clocked:
@@ -102,12 +112,22 @@ def _tried(settings: Settings, spot: Where, folder: Path, observer: Observer) ->
         "result": "ok: every event once, every bit equal" if code == 0 else f"FAILED: {outcome.text}",
         "first result after": _seconds(clocked.first, began),
         "all after": f"{took:.1f} s",
+        "chunks": _counted(outcome),
         **_journal(there / "journal.jsonl"),
     }
     if clocked.said:
         found["warnings"] = " | ".join(clocked.said[:5])
     rows = _rows(spot, found)
     return Outcome(code, _table(rows), None, dict(rows))
+
+
+def _counted(outcome: Outcome) -> str:
+    """How much of what was planned was done."""
+    if outcome.summary is None:
+        return "none"
+    names = ("chunks_done", "chunks_planned", "events_counted", "events_planned")
+    done, chunks, counted, events = (sum(getattr(row, one) for row in outcome.summary.rows) for one in names)
+    return f"{done} of {chunks}, {counted:,} of {events:,} events"
 
 
 def _chunk() -> int:
@@ -129,23 +149,34 @@ def _journal(path: Path) -> dict[str, str]:
             hosts.add(line.get("host"))
             tasks += 1
         lost += line["event"] == "lost"
-    return {"workers": f"{len(workers)} on {len(hosts)} hosts", "tasks": f"{tasks}, {lost} lost on the way"}
+    there = f"{words.number(len(workers), 'worker')} on {words.number(len(hosts), 'host')}"
+    return {"workers": there, "tasks": f"{tasks}, {lost} lost on the way"}
 
 
 def _rows(spot: Where, found: dict[str, Any]) -> list[tuple[str, str]]:
     site, about = spot.site, spot.site.resources
     packages = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
-    asked = [f"{spot.jobs} jobs of {spot.workers} workers" if not spot.local else f"{spot.workers} workers"]
+    workers = words.number(spot.workers, "worker")
+    asked = [workers if spot.local else f"{words.number(spot.jobs, 'job')} of {workers}"]
     given = {key: getattr(about, key) for key in ("memory", "disk", "walltime")}
     asked += [f"{key} {shown(f'resources.{key}', value)}" for key, value in given.items() if value]
     rows = [
-        ("executor", f"{spot.engine.name}/{site.name} ({site.scheduler or 'this machine'})"),
+        ("executor", f"{spot.engine.name}/{site.name} ({_scheduler(site.scheduler)})"),
         ("asked", ", ".join(asked)),
         ("store", "seen by the workers" if spot.shared else "not seen by the workers"),
         ("versions", f"Python {platform.python_version()}, {packages}"),
         ("system", f"{platform.system()} {platform.release()} {platform.machine()}"),
     ]
     return [*rows, *((key, str(value)) for key, value in found.items())]
+
+
+def _scheduler(name: str | None) -> str:
+    """The batch system with what it says of its version."""
+    if name is None:
+        return "this machine"
+    said = ask(VERSIONS[name], 5.0).text.split("\n", 1)[0].strip(" $") if name in VERSIONS else ""
+    shown = "".join(char for char in said if char.isprintable())[:80]
+    return f"{name}: {shown}" if shown else name
 
 
 def _version(name: str) -> str:

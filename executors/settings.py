@@ -6,6 +6,7 @@ is declared in ``options``.
 
 from __future__ import annotations
 
+import functools
 import json
 import tomllib
 from collections.abc import Mapping
@@ -15,13 +16,20 @@ from typing import Any
 
 from executors.errors import UnknownNameError, UsageError
 from executors.options import ENVIRONMENT, Option, Settings, options
-from executors.redact import HIDDEN, redact, secret_name
+from executors.redact import HIDDEN, cleaned, secret_name
 from executors.values import MismatchError, Spelled, convert, literal, plain
+from sites.schema import key_of, sections
 
 __all__ = ["Resolved", "Settings", "read_toml", "resolve", "show_config"]
 
 INTERNAL = ENVIRONMENT + "_"  # variables of our own, such as those that mark workers: no options
 LARGEST = 2**53
+SITE_SET = "site_set"  # the option that any key of a profile goes into
+# Who may say an option that is not everybody's: what opens a door is said each time anew, by a person.
+_SCOPES: dict[str | None, tuple[str, ...]] = {
+    "command": ("command line",),
+    "typed": ("command line", "--set", "caller"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,24 @@ def resolve(
     layers += _set(cli.get("set") or ())
     for origin, layer in layers:
         for key, value in layer.items():
-            _put(values, origins, _option(key, origin), value, origin)
-    return Resolved(Settings(**values), origins)
+            name, said = (SITE_SET, {key: value}) if _sites_own(key) else (key, value)
+            said = _flat(said, "") if name == SITE_SET and isinstance(said, dict) else said
+            _put(values, origins, _option(name, origin), said, origin)
+    return Resolved(Settings(**values, origins=origins), origins)
+
+
+@functools.cache
+def _sites_own(key: str) -> bool:
+    """Whether a key is no option, but one of a site's profile, or the name of a table in it."""
+    return all(key != each.name for each in options()) and (key in sections() or key_of(key) is not None)
+
+
+def _flat(rows: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The tables of a profile by dotted keys, as options name them."""
+    flat: dict[str, Any] = {}
+    for key, value in rows.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _lone(name: str, value: Any) -> bool:
@@ -88,11 +112,14 @@ def _reason(error: Exception) -> str:
 
 
 def _environment(env: Mapping[str, str]) -> list[tuple[str, Mapping[str, Any]]]:
-    known = {o.variable: o for o in options() if o.about.get("scope") != "command"}
+    scopes = {o.variable: o for o in options()}
+    known = {name: o for name, o in scopes.items() if o.about.get("scope") is None}
     layers: list[tuple[str, Mapping[str, Any]]] = []
     for name in sorted(env):
         if not name.startswith(ENVIRONMENT) or name.startswith(INTERNAL):
             continue
+        if name in scopes and scopes[name].about.get("scope") == "typed":
+            _option(scopes[name].name, f"env {name}")  # raises: a variable that was set once is not typed now
         if name not in known:
             raise UnknownNameError.of("environment variable", name, known)
         layers.append((f"env {name}", {known[name].name: _typed_in(known[name], env[name])}))
@@ -104,12 +131,18 @@ def _set(pairs: Any) -> list[tuple[str, Mapping[str, Any]]]:
     for pair in pairs:
         key, equals, text = str(pair).partition("=")
         if not equals:
-            raise UsageError(f"--set {pair}: expected KEY=VALUE, as in --set chunk=50000")
-        key, _, inner = key.strip().replace("-", "_").partition(".")
+            raise UsageError(f"--set {_brief(pair)}: expected KEY=VALUE, as in --set chunk=50000")
+        whole = key.strip()
+        key, _, inner = whole.replace("-", "_").partition(".")
+        if _sites_own(key):  # as sites NAME spells it: resources.memory
+            layers.append(("--set", {SITE_SET: {whole: Spelled(text)}}))
+            continue
         found = _option(key, "--set")
         value: Any = {inner: Spelled(text)} if inner and found.table else _typed_in(found, text)
         if inner and not found.table:
-            raise UsageError(f"--set {pair}: {key!r} is not a table, so there is no {key}.{inner}")
+            raise UsageError(
+                f"--set {_brief(pair)}: {key!r} is not a table, so there is no {key}.{_brief(inner)}"
+            )
         layers.append(("--set", {key: value}))
     return layers
 
@@ -135,7 +168,7 @@ def _pairs(found: Option, value: Any) -> dict[str, Any]:
     for pair in [value] if isinstance(value, str) else value:
         key, equals, text = str(pair).partition("=")
         if not equals or not key.strip():
-            raise UsageError(f"{found.flag} {pair}: expected KEY=VALUE, as in {found.flag} year=2022")
+            raise UsageError(f"{found.flag} {_brief(pair)}: expected KEY=VALUE, as in {found.flag} year=2022")
         pairs[key.strip()] = Spelled(text)
     return pairs
 
@@ -143,10 +176,10 @@ def _pairs(found: Option, value: Any) -> dict[str, Any]:
 def _option(key: str, origin: str) -> Option:
     for candidate in options():
         if candidate.name == key:
-            if candidate.about.get("scope") == "command" and origin != "command line":
+            if origin not in _SCOPES.get(candidate.about.get("scope"), (origin,)):
                 raise UsageError(f"{origin}: {key!r} belongs on the command line: {candidate.flag}")
             return candidate
-    known = [o.name for o in options() if o.about.get("scope") != "command"]
+    known = [*(o.name for o in options() if o.about.get("scope") is None), *sections()]
     raise UnknownNameError.of(f"option ({origin})" if origin else "option", key, known)
 
 
@@ -163,7 +196,14 @@ def _put(values: dict[str, Any], origins: dict[str, str], found: Option, value: 
 
 
 def _typed_text(value: Any) -> str:
-    return " ".join(str(item) for item in value) if isinstance(value, list) else str(plain(value)) or "''"
+    text = " ".join(str(item) for item in value) if isinstance(value, list) else str(plain(value))
+    return _brief(text) or "''"
+
+
+def _brief(text: object) -> str:
+    """What was typed as an error may show it: on one line, and no longer than one."""
+    said = str(text) if str(text).isprintable() else ascii(str(text))
+    return said if len(said) <= 80 else said[:77] + "..."
 
 
 def _shown(value: Any) -> str:
@@ -206,7 +246,8 @@ def show_config(resolved: Resolved) -> str:
     lines: list[tuple[str, str]] = []
     group = ""
     for each in options():
-        if each.about.get("scope") == "command":
+        scope = each.about.get("scope")
+        if scope == "command":
             continue
         if each.about["group"] != group:
             group = each.about["group"]
@@ -214,6 +255,7 @@ def show_config(resolved: Resolved) -> str:
         value = getattr(resolved.settings, each.name)
         for key, item in _rows(each, value):
             text = f"# {key} is not set" if item is None else f"{key} = {_toml(key, item)}"
+            text = f"# {text}" if scope == "typed" else text  # shown, but no line that --config reads
             lines.append((text, resolved.origins.get(key, resolved.origins[each.name])))
     width = min(44, max(len(text) for text, origin in lines if origin))
     return "\n".join(f"{text:{width}}  # {origin}" if origin else text for text, origin in lines[1:]) + "\n"
@@ -238,7 +280,7 @@ def _toml(key: str, value: Any) -> str:
         and str(number) == value
     ):
         value = number
-    return redact(toml(value))
+    return toml(cleaned(str(value) if isinstance(value, Path) else value))
 
 
 def toml(value: Any) -> str:

@@ -9,22 +9,26 @@ import json
 import os
 import shutil
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from executors import naming, registry
-from executors.errors import UsageError
-from executors.redact import redact
+from executors.errors import ExecutorsError, UnknownNameError, UsageError
+from executors.redact import HIDDEN, cleaned, redact, secret_name
 from executors.tables import cells, clipped
+from executors.where import asked_of_site, said_of_site
 from sites import find, overrides
 from sites.detect import fits, full_hostname
 from sites.json_schema import json_schema
 from sites.profile import load
 from sites.schema import keys, value_of
+from sites.values import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from executors.options import Settings
     from sites.profile import Layer, Loaded, SiteProfile
 
 WIDTH = 80
@@ -42,32 +46,56 @@ class Usable:
     """Whether a site can be used from here, as far as can be seen without asking anybody."""
 
     yes: bool
-    why: str  # why not, or what has to be given
+    why: str  # why not, or under which condition
 
 
 def usable(profile: SiteProfile, host: str) -> Usable:
     """Look at the host's name, the scheduler's commands, the engines' packages and the required keys."""
-    if profile.unusable is not None:
-        return Usable(False, profile.unusable)
+    if why := profile.unusable or _no_engine(profile):
+        return Usable(False, why)
     missing = [one for one in COMMANDS.get(profile.scheduler or "", ()) if shutil.which(one) is None]
     elsewhere = (profile.detect.hostname or profile.detect.marker) and not fits(profile, host)
     if elsewhere:
-        known = " or ".join([*profile.detect.hostname, *profile.detect.marker])
-        return Usable(False, f"its hosts are {known}")
+        known = [f"its hosts are {' or '.join(profile.detect.hostname)}"] if profile.detect.hostname else []
+        known += [f"on its hosts there is {one}" for one in profile.detect.marker]
+        return Usable(False, ", ".join(known))
     if missing:
         return Usable(False, f"{missing[0]} is not on PATH")
     lacking = sorted({one for engine in profile.engines for one in registry.missing_packages(engine)})
     if lacking and len(lacking) >= len([one for one in profile.engines if one in registry.NEEDS]):
         return Usable(False, f"not installed: {', '.join(lacking)}")
     try:
-        filled = overrides.filled(profile, os.environ)[0]
+        overrides.filled(profile, os.environ)
     except UsageError as error:
         return Usable(False, error.message)
-    wanted = [overrides.how_to_say(profile, key) for key in overrides.lacking(filled)]
-    said = [f"with {', '.join(wanted)}"] if wanted else []
-    if "detect" in profile.unverified:
-        said.append("if you are there: its hosts' names are not known")
-    return Usable(True, ", ".join(said))
+    unknown = "detect" in profile.unverified
+    return Usable(True, "if you are there: its hosts' names are not known" if unknown else "")
+
+
+def _no_engine(profile: SiteProfile) -> str:
+    """Why no engine runs there, as far as the profile says; nothing if one does."""
+    if not profile.engines:
+        return 'its profile names no engine: engines = ["dask", "parsl"]'
+    known = registry.engine_names()
+    wrong = [one for one in profile.engines if one not in known]
+    return UnknownNameError.of("engine in its profile:", wrong[0], known).message if wrong else ""
+
+
+CREDENTIALS = {"x509": "an x509 proxy", "token": "a token", "kerberos": "a Kerberos ticket"}
+
+
+def needed(profile: SiteProfile) -> list[str]:
+    """The options without which nothing runs there."""
+    return [overrides.how_to_say(profile, key) for key in overrides.lacking(profile)]
+
+
+def needs(profile: SiteProfile) -> list[str]:
+    """What somebody has to bring along to use the site: values that it has no default for, a credential."""
+    found = needed(profile)
+    if profile.proxy.kind is not None:
+        often = "" if profile.proxy.required else " where files ask for it"
+        found.append(f"{CREDENTIALS[profile.proxy.kind]}{often}")
+    return found
 
 
 # -- all sites --------------------------------------------------------------------------------------
@@ -91,7 +119,7 @@ def _row(name: str, among: list[Layer], host: str) -> dict[str, Any]:
         found = load(name, among)
     except UsageError as error:
         return {"name": name, "scheduler": "?", "engines": [], "usable": False, "why": error.message,
-                "description": "", "from": "", "needs": [], "hides": None}  # fmt: skip
+                "description": "", "from": "", "needs": [], "commands": [], "hides": None}  # fmt: skip
     profile, state = found.profile, usable(found.profile, host)
     return {
         "name": name,
@@ -100,7 +128,8 @@ def _row(name: str, among: list[Layer], host: str) -> dict[str, Any]:
         "engines": list(profile.engines),
         "usable": state.yes,
         "why": state.why,
-        "needs": overrides.lacking(profile),
+        "needs": needs(profile),
+        "commands": list(COMMANDS.get(profile.scheduler or "", ())),
         "from": found.label,
         "hides": str(found.hides) if found.hides else None,
     }
@@ -124,6 +153,8 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
         elif row["from"] not in ("", find.BUILT_IN):
             said += f" ({row['from']})"
         body = _folded(said, max(WIDTH - left, 20)) or [""]
+        if row["needs"]:
+            body += _folded(f"needs {', '.join(row['needs'])}", max(WIDTH - left, 20))
         lines += [_line(column, widths) + body[0], *(" " * left + more for more in body[1:])]
     return lines
 
@@ -143,7 +174,8 @@ def _foot(host: str) -> list[str]:
         "",
         *_wrapped(
             f"this host is {host}. 'runner.py sites NAME' shows one site, value by value, and which engines "
-            "run there; 'runner.py check --executor ENGINE/NAME' asks its scheduler."
+            "run there; 'runner.py check --executor ENGINE/NAME' asks its scheduler. A site with a scheduler "
+            "also needs that one's commands on PATH (condor_submit, sbatch, qsub, bsub)."
         ),
     ]
 
@@ -160,11 +192,58 @@ def _folded(text: str, width: int) -> list[str]:
 # -- one site ---------------------------------------------------------------------------------------
 
 
-def shown(name: str, as_json: bool = False, site_file: Path | None = None) -> str:
+def asked_for(name: str | None, settings: Settings, *, as_json: bool = False) -> str:
+    """One site, by its name or an executor's, as a run with these settings would use it."""
+    file, scheduler = settings.site_file, None
+    if name is not None and ("/" in name or name == naming.AUTO):
+        parts = naming.parts(name, registry.engine_names(), file)
+        name, scheduler = parts.site, parts.scheduler
+    elif name is None and file is not None:
+        name = file.name.removesuffix(".toml").removesuffix(".site")
+    return shown(str(name), as_json, file, settings, scheduler)
+
+
+def as_used(found: Loaded, settings: Settings, scheduler: str | None = None) -> Loaded:
+    """The profile with what the settings and this environment say of it, and who says so."""
+    profile = found.profile if scheduler is None else overrides.at_scheduler(found.profile, scheduler)
+    site, origins = overrides.as_used(profile, asked_of_site(settings), said_of_site(settings), os.environ)
+    by_name = {} if scheduler is None else {"scheduler": "the executor's name"}
+    return replace(found, profile=site, origins={**found.origins, **by_name, **origins})
+
+
+def for_config(settings: Settings) -> str:
+    """The site's values in a run with these settings, as the comments that ``--show-config`` ends with."""
+    head = f"\n# the site, as {settings.executor} has it\n"
+    try:
+        site, origins = registry.look_up(
+            settings.executor, asked_of_site(settings), said_of_site(settings), settings.site_file
+        )
+    except ExecutorsError as error:
+        return redact(head + "".join(f"# {line}\n" for line in error.message.splitlines()))
+    rows = [
+        (f"# {key} = {value}", origin)
+        for key, value, origin in _rows(site, origins)
+        if value != "-" or origin != DEFAULT
+    ]
+    if site.scheduler is not None:
+        rows += [(f"# {how} has to be given", "") for how in needed(site)]
+    width = min(44, max(len(text) for text, _ in rows))
+    return redact(head + "".join(f"{text:{width}}  # {origin}".rstrip(" #") + "\n" for text, origin in rows))
+
+
+def shown(
+    name: str,
+    as_json: bool = False,
+    site_file: Path | None = None,
+    settings: Settings | None = None,
+    scheduler: str | None = None,
+) -> str:
     """One site: every value with its origin, what nobody could verify, what is fixed, what to know."""
     found = find.find(name, site_file)
+    if settings is not None:
+        found = as_used(found, settings, scheduler)
     if as_json:
-        return redact(json.dumps(_data(found), indent=1))
+        return json.dumps(cleaned(_data(found)), indent=1)
     profile = found.profile
     state = usable(profile, full_hostname())
     head = [f"{name}: {_about(found)}"]
@@ -173,6 +252,8 @@ def shown(name: str, as_json: bool = False, site_file: Path | None = None) -> st
     said = ("yes" + (f", {state.why}" if state.why else "")) if state.yes else f"no: {state.why}"
     head += _item("executors", ", ".join(names) or "none")
     head += _item("from here", said)
+    if wanted := needs(profile):
+        head += _item("needs", ", ".join(wanted))
     head += _item("profile", f"{found.path}, {found.label}")
     if found.inherits:
         head += _item("inherits", ", ".join(found.inherits))
@@ -190,11 +271,12 @@ def _item(title: str, text: str) -> list[str]:
 
 # Said above the values, or of no use to a reader of them.
 APART = ("description", "notes", "engines", "unusable", "unverified", "schedulers", "old_names")
+DEFAULT = "default"
 
 
-def _rows(found: Loaded) -> list[tuple[str, str, str]]:
+def _rows(profile: SiteProfile, origins: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """Key, value as a file spells it, origin; a table row by row."""
-    profile, rows = found.profile, []
+    rows: list[tuple[str, str, str]] = []
     for key in keys().values():
         value = value_of(profile, key.name)
         if key.name in APART or key.name.startswith("fixed"):
@@ -203,12 +285,19 @@ def _rows(found: Loaded) -> list[tuple[str, str, str]]:
             inner = [(f"{key.name}.{row}", one) for row, one in value.items()]
         else:
             inner = [(key.name, value)]
-        rows += [(name, overrides.shown(name, one), _origin(found, name)) for name, one in inner]
+        rows += [(name, _said(name, one), _origin(origins, name)) for name, one in inner]
     return rows
 
 
-def _origin(found: Loaded, key: str) -> str:
-    return found.origins.get(key, "default")
+def _said(key: str, value: Any) -> str:
+    """A value as a file spells it; a secret is not said."""
+    if isinstance(value, Table):
+        value = Table(_plain(value))
+    return HIDDEN if value and secret_name(key.rpartition(".")[2]) else overrides.shown(key, value)
+
+
+def _origin(origins: Mapping[str, str], key: str) -> str:
+    return origins.get(key, DEFAULT)
 
 
 def _marks(profile: SiteProfile, key: str) -> str:
@@ -218,7 +307,7 @@ def _marks(profile: SiteProfile, key: str) -> str:
 
 
 def _values(found: Loaded) -> list[str]:
-    rows = _rows(found)
+    rows = _rows(found.profile, found.origins)
     profile = found.profile
     first = min(max(len(key) for key, _, _ in rows), 30)
     last = min(max(len(origin) for _, _, origin in rows), 24)
@@ -251,7 +340,7 @@ def _data(found: Loaded) -> dict[str, Any]:
     values = {
         key.name: {
             "value": _plain(value_of(profile, key.name)),
-            "shown": overrides.shown(key.name, value_of(profile, key.name)),
+            "shown": _said(key.name, value_of(profile, key.name)),
             "origin": _origins(found, key.name, key.table),
             "verified": "?" not in _marks(profile, key.name),
             "about": key.about,
@@ -272,14 +361,16 @@ def _data(found: Loaded) -> dict[str, Any]:
 
 def _origins(found: Loaded, key: str, table: bool) -> Any:
     if not table:
-        return _origin(found, key)
-    return {row: _origin(found, f"{key}.{row}") for row in value_of(found.profile, key)}
+        return _origin(found.origins, key)
+    return {row: _origin(found.origins, f"{key}.{row}") for row in value_of(found.profile, key)}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
-    return dict(value) if hasattr(value, "items") else value
+    if isinstance(value, Table):
+        return {row: HIDDEN if secret_name(row) else one for row, one in value.items()}
+    return value
 
 
 # -- for editors ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from executors import words
 from executors.options import options
 from executors.work import limits
+from sites.overrides import TYPED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +28,7 @@ AUTO = "auto"  # for the number of workers: as many as fit
 HERE = 3  # worker processes on this machine where nobody says how many
 CARRIERS = ("condor", "existing")  # what brings files to its jobs, or has none of ours
 JOBS = 6  # batch jobs, likewise
+LAYERS = ("default", "caller", "site", "file", "env", TYPED, "--set")  # of settings, the later counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +95,27 @@ def where(settings: Settings, need: int = limits.NEED) -> Where:
         # Typed now, so it counts more than what the shell was told earlier: for this process's reads too.
         os.environ["X509_USER_PROXY"] = str(Path(settings.voms).expanduser().absolute())
     placed = registry.place(
-        settings.executor, overrides=asked_of_site(settings), site_file=settings.site_file
+        settings.executor,
+        overrides=asked_of_site(settings),
+        said=said_of_site(settings),
+        site_file=settings.site_file,
     )
     site = placed.site
     workers, why, jobs = _workers(settings.workers, site, need), placed.why, 1
+    warnings = list(placed.warnings)
     if isinstance(workers, limits.Choice):
         workers, fitting = workers
         if placed.engine.capabilities.isolates:
             why = "; ".join(filter(None, (why, f"-j auto: {words.number(workers, 'worker')}, {fitting}")))
     if site.scheduler is not None:
-        jobs = settings.scaleout or JOBS
-        jobs = min(jobs, site.limits.jobs or jobs)
-    return Where(placed.engine, site, placed.origins, workers, jobs, why, placed.warnings)
+        asked = site.limits.usual or JOBS
+        jobs = min(asked, site.limits.jobs or asked)
+        if jobs < asked and settings.scaleout is not None:
+            warnings.append(
+                f"a run has at most {words.number(jobs, 'job')} at {site.name}, not {asked}; more: "
+                f"--site-set limits.jobs={asked}"
+            )
+    return Where(placed.engine, site, placed.origins, workers, jobs, why, tuple(warnings))
 
 
 def _workers(asked: int | str | None, site: SiteProfile, need: int) -> int | limits.Choice:
@@ -120,22 +131,37 @@ def _workers(asked: int | str | None, site: SiteProfile, need: int) -> int | lim
 
 def asked_of_site(settings: Settings) -> dict[str, Any]:
     """What the settings say about the site, by the keys of its profile."""
-    asked: dict[str, Any] = {}
+    return {key: value for key, (value, _) in _of_site(settings).items()}
+
+
+def said_of_site(settings: Settings) -> dict[str, str]:
+    """Who says it, by the same keys."""
+    return {key: origin for key, (_, origin) in _of_site(settings).items()}
+
+
+def _of_site(settings: Settings) -> dict[str, tuple[Any, str]]:
+    """Values and origins by the keys of a profile; one asked for in two ways is as the later layer says."""
+    found: dict[str, tuple[Any, str]] = {}
     for each in options():
         key, value = each.about.get("site"), getattr(settings, each.name)
+        if each.name == "workers" and value not in (None, AUTO):
+            key = "job.workers"
         if key is None or value in (None, ()):
             continue
+        rows = {key: (value, each.name)}
         if each.table:
-            asked |= {f"{key}.{name}".lstrip("."): inner for name, inner in value.items()}
-        else:
-            asked[key] = list(value) if isinstance(value, tuple) else value
-    if port := asked.get("ports.scheduler"):
-        asked["ports.scheduler"] = [port, port]
-    if settings.workers not in (None, AUTO):
-        asked["job.workers"] = settings.workers
-    if "shares_store" in asked:
-        asked["shares_store"] = asked["shares_store"] == "yes"
-    return asked
+            rows = {f"{key}.{row}".lstrip("."): (one, f"{each.name}.{row}") for row, one in value.items()}
+        for dotted, (one, name) in rows.items():
+            origin = settings.origins.get(name, TYPED)
+            if dotted not in found or _rank(origin) >= _rank(found[dotted][1]):
+                found[dotted] = (list(one) if isinstance(one, tuple) else one, origin)
+    return found
+
+
+def _rank(origin: str) -> int:
+    """The later, the more it counts."""
+    kinds = [one for one in LAYERS if origin == one or origin.startswith(f"{one} ")]
+    return LAYERS.index(kinds[0]) if kinds else 0
 
 
 def submitted(spot: Where, folder: Path) -> dict[str, str]:
@@ -146,6 +172,8 @@ def submitted(spot: Where, folder: Path) -> dict[str, str]:
     site = spot.site
     if spot.local or site.scheduler == "existing":
         return {}
+    if site.dask.cluster is not None and spot.engine.name == "dask":
+        return {"job.sub": f"# {site.dask.cluster} (dask.cluster) makes its text when the run begins"}
     words = (site.job.python or sys.executable, "parcel.pyz", "pilot.json")
     private = (spot.private_base(folder) or Path(tempfile.gettempdir())) / "engine"
     spec = spec_of(site, name="cs-user-12345678", command=words, folder=private, logs=folder / "logs")

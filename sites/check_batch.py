@@ -29,8 +29,16 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "sge": ("qsub", "qstat", "qdel"),
     "slurm": ("sbatch", "squeue", "scancel"),
 }
+# Its programs are here, and know nothing of the site's servers.
+CONFIGURATION: Final = re.compile(r"configuration source|CONDOR_CONFIG|SGE_ROOT|LSF_ENVDIR|lsf\.conf")
 SPAN: Final = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", re.ASCII)
+NODES: Final = re.compile(r"(\d+)/(\d+)/\d+/(\d+)", re.ASCII)  # allocated, idle, other, all
+# PBS: whether it takes jobs and starts them; LSF likewise.
+CLOSED: Final = re.compile(
+    r"^\S+\s+\d+\s+\d+\s+(?:no\s+\S+|yes\s+no)\s|\b(?:Closed|Open:Inact)", re.MULTILINE
+)
 NEEDED: Final = ("coffea", "uproot", "awkward", "hist")
+FINDS: Final = "import sys, importlib.util as u; print(*(n for n in sys.argv[1:] if u.find_spec(n) is None))"
 IMPORTS: Final = (
     "import sys, importlib; print(sys.version.split()[0]); [importlib.import_module(n) for n in sys.argv[1:]]"
 )
@@ -49,23 +57,6 @@ def scheduler(scene: Scene) -> list[Check]:
         "condor": _condor, "lsf": _lsf, "pbs": _pbs, "sge": _sge, "slurm": _slurm,
     }  # fmt: skip
     return asked[name](scene)
-
-
-def account(scene: Scene) -> list[Check]:
-    """Whether the account may be used; only Slurm's own list can be asked."""
-    wanted = scene.site.job.account
-    if wanted is None or scene.quick or scene.site.scheduler != "slurm":
-        return []
-    who = ["user=" + getpass.getuser(), "format=account"]
-    answer = scene.ask(["sacctmgr", "-n", "-P", "show", "assoc", *who], scene.patience)
-    known = sorted({line.strip() for line in answer.text.splitlines() if line.strip()})
-    if not answer.good or not known:
-        return [Check("account", None, f"whether the account {wanted} may be used cannot be seen from here")]
-    if wanted in known:
-        return [Check("account", True, f"the account {wanted} is yours")]
-    return [
-        Check("account", False, f"the account {wanted} is not yours", _instead("--account", wanted, known))
-    ]
 
 
 def image(scene: Scene) -> list[Check]:
@@ -96,20 +87,37 @@ def python(scene: Scene) -> list[Check]:
     if site.job.setup and site.job.python is not None:
         return [Check("python", None, f"{wanted} is looked for after the site's setup: only a job can tell")]
     if found is None:
-        return [Check("python", False, f"{wanted} cannot be run", "--worker-python PATH")]
+        return [Check("python", False, f"{wanted} cannot be run", f"--worker-python {scene.python}")]
     return [_imports(scene, found)]
 
 
 def _imports(scene: Scene, found: str) -> Check:
-    if scene.quick:
-        return Check("python", True, f"workers use {found}")
     libraries = {"dask": ["distributed"], "parsl": ["parsl"]}.get(scene.engine, [])
-    answer = scene.ask([found, "-c", IMPORTS, *NEEDED, *libraries], 60.0)
+    needed = dict.fromkeys([*NEEDED, *libraries, *scene.packages])
+    env = dict(scene.site.env)
+    if scene.quick:
+        return _finds(scene, found, [*needed], env)
+    answer = scene.ask([found, "-c", IMPORTS, *needed], 60.0, env=env)
     if answer.good:
         return Check("python", True, f"{found} (Python {answer.text.strip()[:20]}) imports what a run needs")
     lacks = re.search(r"No module named '([\w.]+)'", answer.complaint)
     mend = f"{found} -m pip install {lacks[1]}" if lacks else f"{found} -c 'import coffea'"
     return Check("python", False, f"{found}: {answer.why}", mend)
+
+
+def _finds(scene: Scene, found: str, needed: list[str], env: dict[str, str]) -> Check:
+    """Before a run: whether another Python than the runner's has the packages, none of which is imported."""
+    good = Check("python", True, f"workers use {found}")
+    if found == scene.python:
+        return good
+    answer = scene.ask([found, "-c", FINDS, *needed], scene.patience, env=env)
+    lacks = answer.text.split() if answer.good else []
+    if lacks:
+        mend = f"{found} -m pip install {' '.join(lacks)}; or --worker-python {scene.python}"
+        return Check("python", False, f"{found} has no {', '.join(lacks)}", mend)
+    if answer.good or answer.slow:
+        return good
+    return Check("python", None, f"{found}: {answer.why}", f"--worker-python {scene.python}")
 
 
 def _be(names: list[str]) -> str:
@@ -121,11 +129,11 @@ def _slurm(scene: Scene) -> list[Check]:
     if "is DOWN" in ping.text and "is UP" not in ping.text:
         says = "Slurm's controller is down: " + ping.text.splitlines()[0].strip()[:80]
         return [Check("scheduler", False, says, "wait, or tell the administrators: scontrol ping")]
-    answer = scene.ask(["sinfo", "--noheader", "--format=%R|%a|%l"], scene.patience)
+    answer = scene.ask(["sinfo", "--noheader", "--format=%R|%a|%l|%F"], scene.patience)
     if not answer.good:
         return [_mute(scene, "sinfo", answer.why, answer.slow)]
     rows = [line.strip().split("|") for line in answer.text.splitlines()]
-    known = {row[0]: row for row in rows if len(row) == 3}
+    known = {row[0]: row for row in rows if len(row) >= 3}
     found = [Check("scheduler", True, f"sinfo answers in {answer.seconds:.1f} s")]
     wanted = scene.site.job.queue
     if wanted is None:
@@ -136,15 +144,19 @@ def _slurm(scene: Scene) -> list[Check]:
 def _partition(scene: Scene, wanted: str, known: Mapping[str, list[str]]) -> Check:
     if wanted not in known:
         return Check(
-            "queue", False, f"there is no partition {wanted!r}", _instead("--queue", wanted, sorted(known))
+            "queue", False, f"there is no partition {wanted!r}", instead("--queue", wanted, sorted(known))
         )
-    _, state, limit = known[wanted]
+    _, state, limit, *nodes = known[wanted]
     if state not in ("up", "*up"):
         return Check("queue", None, f"the partition {wanted} is {state}", f"sinfo --partition={wanted}")
     longest, asked = _seconds(limit), scene.site.resources.walltime
     if longest is not None and asked is not None and asked > longest:
         says = f"the partition {wanted} allows {span_text(longest)}; {span_text(finite(asked))} are asked for"
         return Check("queue", False, says, f"--walltime {int(longest)}s, or another --queue: sinfo")
+    counted = NODES.fullmatch(nodes[0]) if nodes else None
+    if counted is not None and not int(counted[1]) and not int(counted[2]):
+        says = f"of the {counted[3]} nodes of the partition {wanted} none can be used now"
+        return Check("queue", None, says, "sinfo -R says why; or another --queue")
     return Check("queue", True, f"the partition {wanted} is up")
 
 
@@ -158,19 +170,58 @@ def _seconds(text: str) -> float | None:
 
 
 def _condor(scene: Scene) -> list[Check]:
-    answer = scene.ask(["condor_q", "-totals"], scene.patience)
+    server = server_of(scene.site.job.submit_options)
+    answer = scene.ask(["condor_q", *server, "-totals"], scene.patience)
     if not answer.good:
         return [_mute(scene, "condor_q", answer.why, answer.slow)]
-    found = [Check("scheduler", True, f"condor_q answers in {answer.seconds:.1f} s")]
+    found = [
+        Check("scheduler", True, f"condor_q answers in {answer.seconds:.1f} s"),
+        *_machines(scene, server),
+    ]
     if os.getuid() == 0:
         found.append(
             Check("scheduler", None, "HTCondor takes no jobs from root", "log in as an ordinary user")
         )
     elif not scene.quick and shutil.which("condor_ping"):
-        allowed = scene.ask(["condor_ping", "-type", "SCHEDD", "WRITE"], scene.patience)
+        words = ["condor_ping", *server, "-type", "SCHEDD", "WRITE"]
+        allowed = scene.ask(words, scene.patience)
         if not allowed.good:
-            mend = "condor_ping -verbose -type SCHEDD WRITE (a ticket or token may be missing: kinit)"
+            mend = f"{' '.join(words)} -verbose (a ticket or token may be missing: kinit)"
             found.append(Check("scheduler", None, f"you may not submit: {allowed.why}", mend))
+    return found
+
+
+def _machines(scene: Scene, server: list[str]) -> list[Check]:
+    """Whether any machine could take such a job: HTCondor lets one that fits nowhere wait without a word."""
+    if scene.quick or shutil.which("condor_status") is None:
+        return []
+    asked = scene.site.resources
+    wanted = [f"TotalCpus >= {asked.cores}"]
+    if asked.memory is not None:
+        wanted.append(f"TotalMemory >= {asked.memory // 2**20}")
+    look = ["condor_status", *pool_of(server), "-limit", "1", "-af", "Name"]
+    fits = scene.ask([*look, "-constraint", " && ".join(wanted)], scene.patience)
+    if not fits.good or fits.text.strip() or not scene.ask(look, scene.patience).text.strip():
+        return []  # one does, or nobody can say
+    size = f"{asked.cores} core{'s' if asked.cores > 1 else ''}" + (
+        f" and {asked.memory / 1e9:.3g} GB" if asked.memory is not None else ""
+    )
+    says = f"no machine that the pool has now is so large: {size}"
+    return [Check("size", None, says, "--cores, --memory; condor_status -af Machine TotalCpus TotalMemory")]
+
+
+def pool_of(server: list[str]) -> list[str]:
+    """Of the words that name a schedd, those that name its pool."""
+    pairs = zip(server[::2], server[1::2], strict=True)
+    return [one for pair in pairs if pair[0] == "-pool" for one in pair]
+
+
+def server_of(options: tuple[str, ...]) -> list[str]:
+    """Which schedd the site's submit options name, for the commands that ask it."""
+    found: list[str] = []
+    for at, word in enumerate(options[:-1]):
+        if word in ("-name", "-pool", "-remote"):
+            found += ["-name" if word == "-remote" else word, options[at + 1]]
     return found
 
 
@@ -196,22 +247,28 @@ def _queue(scene: Scene, alive: list[str], one: list[str], every: list[str] | No
     if wanted is None or shutil.which(one[0]) is None:
         return found
     told = scene.ask([*one, wanted], scene.patience)
+    if told.good and CLOSED.search(told.text):
+        return [*found, Check("queue", None, f"the queue {wanted} is closed now", " ".join([*one, wanted]))]
     if told.good:
         return [*found, Check("queue", True, f"there is a queue {wanted}")]
     if told.slow:
         return [*found, _mute(scene, one[0], told.why, told.slow)]
     known = sorted(scene.ask(every, scene.patience).text.split()) if every else []
-    mend = _instead("--queue", wanted, known) if known else " ".join(one)
+    mend = instead("--queue", wanted, known) if known else " ".join(one)
     return [*found, Check("queue", False, f"there is no queue {wanted!r}: {told.why}", mend)]
 
 
 def _mute(scene: Scene, command: str, why: str, slow: bool) -> Check:
     """A program that failed, or did not answer: before a run the latter may only be a busy moment."""
     ok = None if slow and scene.quick else False
-    return Check("scheduler", ok, f"{command}: {why}", f"try by hand: {command}")
+    mend = f"try by hand: {command}"
+    if CONFIGURATION.search(why):
+        mend = "load the site's module of the batch system, or log in where jobs are submitted: module avail"
+    return Check("scheduler", ok, f"{command}: {why.removeprefix(f'{command}: ')}", mend)
 
 
-def _instead(option: str, wanted: str, known: list[str]) -> str:
+def instead(option: str, wanted: str, known: list[str]) -> str:
+    """What to type in place of a name that nobody knows."""
     near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
     return f"{option} " + (" or ".join(near) if near else "one of: " + ", ".join(known[:12]))
 

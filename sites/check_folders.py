@@ -112,15 +112,15 @@ def kind_of(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
 
 def _cure(error: OSError, at: Path) -> str:
     if error.errno in (errno.EDQUOT, errno.ENOSPC):
-        return f"free some space (quota -s; df -h {at}), or use another folder"
+        return f"free some space (quota -s; df -h {at}), or --outputdir elsewhere"
     if error.errno == errno.EROFS:
-        return "use another folder: this one is read-only"
-    return f"use a folder of your own: ls -ld {at}"
+        return "--outputdir elsewhere: this folder is read-only"
+    return f"--outputdir, a folder of your own: ls -ld {at}"
 
 
 def _visible(scene: Scene, folder: Path) -> list[Check]:
     """Warnings where workers may not see the folder that they are to write to."""
-    elsewhere = "use a folder of the shared file system"
+    elsewhere = "--outputdir, on a file system that workers see: df -T"
     if below(folder, scene.site.paths.unseen):
         return [Check("folder", False, f"workers at {scene.site.name} do not see {folder}", elsewhere)]
     kind = kind_of(existing(folder))
@@ -158,7 +158,32 @@ def _afs(scene: Scene, at: Path) -> list[Check]:
 
 
 def _quota(scene: Scene) -> list[Check]:
-    """What ``quota`` says is over its limit; a file system without quotas says nothing."""
-    answer = scene.ask(["quota", "-w"], scene.patience)
-    over = [line.split()[0] for line in answer.text.splitlines() if re.match(r"\S+\s+\d+\*", line)]
-    return [Check("space", None, f"you are over the quota of {', '.join(over)}", "quota -s")] if over else []
+    """What the file system's own program says of your quota; one without quotas says nothing."""
+    at = existing(scene.folder)
+    if kind_of(at) == "afs" or str(at).startswith("/afs/"):
+        return _left_on_afs(scene, at)
+    program = (
+        ["lfs", "quota", "-q", "-u", str(os.getuid()), str(at)]
+        if kind_of(at) == "lustre"
+        else ["quota", "-w"]
+    )
+    answer = scene.ask(program, scene.patience)
+    # Blocks and files, each with a quota and a limit; a star marks what is over.
+    over = [line.split()[0] for line in answer.text.splitlines() if re.match(r"\s*\S+\s+(.*\s)?\d+\*", line)]
+    mend = "quota -s" if program[0] == "quota" else " ".join(program).replace(" -q", " -h")
+    return [Check("space", None, f"you are over the quota of {', '.join(over)}", mend)] if over else []
+
+
+def _left_on_afs(scene: Scene, at: Path) -> list[Check]:
+    """A volume of AFS has a quota of its own, which its free space does not show."""
+    answer = scene.ask(["fs", "listquota", str(at)], scene.patience)
+    found = re.search(r"^\S+\s+(\d+)\s+(\d+)\s+\d+%", answer.text, re.MULTILINE)
+    if found is None or not int(found[1]):
+        return []
+    left = (int(found[1]) - int(found[2])) * 1024
+    if left >= LITTLE:
+        return []
+    says = f"only {max(left, 0) / 1e6:,.0f} MB of your quota are left in the AFS volume of {at}"
+    return [
+        Check("space", False if left < NOTHING else None, says, f"fs listquota {at}; or another --outputdir")
+    ]

@@ -42,7 +42,9 @@ def address(scene: Scene) -> list[Check]:
     try:
         found = ports.address(spec)
     except ExecutorsError as error:
-        return [Check("address", False, error.message, "--site-set network.address=interface:NAME")]
+        others = [name for name, given in ports.interfaces().items() if not given[0].startswith("127.")]
+        mend = f"--site-set network.address=interface:{others[0] if others else 'NAME'}"
+        return [Check("address", False, error.message, mend)]
     return [Check("address", True, f"workers come back to {found} ({spec})")]
 
 

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from executors.errors import ExecutorsError
-from sites import check_batch, check_dask, check_folders, check_here
+from sites import check_account, check_batch, check_dask, check_folders, check_here, clusters
 from sites.scene import Check, Scene
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ GRACE: Final = 3.0  # seconds beyond the patience of a single question
 CHECKS: Final[Mapping[str, Callable[[Scene], list[Check]]]] = {
     "site": check_here.site_fits,
     "scheduler": check_batch.scheduler,
-    "account": check_batch.account,
+    "account": check_account.account,
+    "cluster": clusters.check,
     "existing": check_dask.scheduler,
     "tls": check_dask.files,
     "address": check_here.address,
@@ -46,10 +47,16 @@ CHECKS: Final[Mapping[str, Callable[[Scene], list[Check]]]] = {
 
 
 def preflight(
-    site: SiteProfile, engine: str, folder: Path, *, quick: bool = True, **more: Any
+    site: SiteProfile,
+    engine: str,
+    folder: Path,
+    *,
+    quick: bool = True,
+    checks: Mapping[str, Callable[[Scene], list[Check]]] = CHECKS,
+    **more: Any,
 ) -> list[Check]:
     """Everything that can be checked of a site from here; ``more`` are further fields of a ``Scene``."""
-    return survey(Scene(site=site, engine=engine, folder=folder, quick=quick, **more))
+    return survey(Scene(site=site, engine=engine, folder=folder, quick=quick, **more), checks)
 
 
 def stops(checks: list[Check]) -> list[Check]:

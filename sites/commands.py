@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 MOST = 1_000_000  # characters of an answer that are read
 
@@ -42,7 +43,12 @@ class Answer:
         return shown[:200] or f"exit code {self.code}"
 
 
-def ask(command: Sequence[str], timeout: float = 5.0, env: Mapping[str, str] | None = None) -> Answer:
+def ask(
+    command: Sequence[str],
+    timeout: float = 5.0,
+    env: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Answer:
     """Run a program without a shell, without input and without colours or translations, and wait for it."""
     start = time.monotonic()
     if shutil.which(command[0]) is None:
@@ -53,6 +59,7 @@ def ask(command: Sequence[str], timeout: float = 5.0, env: Mapping[str, str] | N
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            cwd=folder,
             env={**os.environ, "LC_ALL": "C", **(env or {})},
             start_new_session=True,  # a wrapper's child is ended with it
         )

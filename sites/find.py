@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from executors.errors import UsageError
+from executors.errors import UnknownNameError, UsageError
 from sites.profile import BUILT_IN, NAME, Layer, Loaded, built_in, files_in, load
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def layers(site_file: Path | None = None, env: Mapping[str, str] | None = None) 
     """Every place that is looked into, the one that wins last."""
     around = os.environ if env is None else env
     found = [built_in(), *_packages()]
-    found.append(Layer("yours", _named(files_in(user_folder(around))), trusted=False))
-    found.append(Layer("this folder", _named(files_in(Path(), SUFFIX)), trusted=False))
+    found.append(_own("yours", user_folder(around), ".toml"))
+    found.append(_own("this folder", Path(), SUFFIX))
     if site_file is not None:
         found.append(_one_file(site_file))
     return found
@@ -49,7 +49,22 @@ def names(among: list[Layer]) -> list[str]:
 
 def find(name: str, site_file: Path | None = None) -> Loaded:
     """The profile that a name means here, wherever it comes from."""
-    return load(name, layers(site_file))
+    among = layers(site_file)
+    if name not in names(among):
+        raise unknown(name, among)
+    return load(name, among)
+
+
+def unknown(name: str, among: list[Layer], where: str = "") -> UnknownNameError:
+    """What to say of a name that no site has: the nearest ones, and a file that was meant to be it."""
+    meant = next(
+        (one for layer in among for one in layer.misnamed if _stem(one).lower() == name.lower()), None
+    )
+    if meant is None and name and "/" not in name and (here := Path(f"{name}.toml")).is_file():
+        where = f"{where}; {here} is here: --site-file {here}, or call it {name}{SUFFIX}"
+    if meant is not None:
+        where = f"{where}; {_left_out(meant)}"
+    return UnknownNameError.of("site", name, names(among), where.removeprefix("; "))
 
 
 def warning(found: Loaded) -> str:
@@ -58,6 +73,30 @@ def warning(found: Loaded) -> str:
         return ""
     name = found.profile.name
     return f"the site {name!r} is {found.path} ({found.label}), not {found.hides} of the same name"
+
+
+def _own(label: str, folder: Path, suffix: str) -> Layer:
+    """A folder of the user's; what only its name keeps from being a profile is remembered."""
+    files = _named(files_in(folder, suffix))
+    try:
+        paths = sorted(one for one in folder.iterdir() if one.name.endswith(suffix))
+    except OSError:
+        paths = []
+    misnamed = tuple(
+        one for one in paths if one not in files.values() and not one.name.startswith((".", "_"))
+    )
+    return Layer(label, files, trusted=False, misnamed=misnamed)
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(SUFFIX) if path.name.endswith(SUFFIX) else path.stem
+
+
+def _left_out(path: Path) -> str:
+    rule = "has small letters, digits, '-' and '_' only"
+    if _stem(path) in RESERVED:
+        rule = f"cannot be {_stem(path)!r}, which means something else"
+    return f"{path} is left out: a site's name {rule}"
 
 
 def _named(files: Mapping[str, Path]) -> Mapping[str, Path]:
@@ -105,10 +144,11 @@ def _folder(point: EntryPoint) -> Path:
 
 
 def troubles(among: list[Layer]) -> list[str]:
-    """Packages that register sites and could not be asked for them."""
-    return [
+    """Packages that could not be asked for their sites, and files that cannot be named."""
+    packages = [
         one.label for one in among if not one.files and one.label.startswith(("the package", "the entry"))
     ]
+    return [*packages, *(_left_out(path) for one in among for path in one.misnamed)]
 
 
-__all__ = ["BUILT_IN", "find", "layers", "names", "troubles", "user_folder", "warning"]
+__all__ = ["BUILT_IN", "find", "layers", "names", "troubles", "unknown", "user_folder", "warning"]

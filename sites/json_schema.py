@@ -29,6 +29,7 @@ KINDS: dict[Any, dict[str, Any]] = {
     values.size: {"oneOf": [{"type": "string", "pattern": SIZE}, {"type": "integer", "minimum": 1}]},
     values.span: TIME,
     values.texts: {"type": "array", "items": TEXT},
+    values.names: {"type": "array", "items": {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}},
     values.patterns: {"oneOf": [TEXT, {"type": "array", "items": TEXT}]},
     values.ports: {"oneOf": [PORT, {"type": "array", "items": PORT, "minItems": 2, "maxItems": 2}]},
     values.scalars: _rows({"type": ["string", "number", "boolean"]}),

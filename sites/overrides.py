@@ -43,6 +43,7 @@ OPTIONS = {
     "job.ship": "--ship-env",
     "job.workers": "--workers",
     "limits.start": "--start-timeout",
+    "limits.usual": "--scaleout",
     "ports.scheduler": "--scheduler-port",
     "proxy.path": "--voms",
     "resources.cores": "--cores",
@@ -247,7 +248,10 @@ def _fits_the_queue(profile: SiteProfile) -> None:
         return
     longer = [f"{name} ({duration(most)})" for name, most in job.queues.items() if most >= time]
     where = f"the queue {job.queue!r}" if job.queue is not None else f"the longest queue of {profile.name}"
-    mend = f"--queue {' or '.join(longer)}" if longer else f"--walltime {duration(limit)} or less"
+    most = max(job.queues, key=lambda name: job.queues[name])
+    there = f"--queue {most} and " if job.queue not in (None, most) else ""
+    less = f"{there}--walltime {duration(job.queues[most])} or less"
+    mend = f"--queue {' or '.join(longer)}" if longer else less
     raise UsageError(
         f"a walltime of {duration(time)} is longer than {where} allows ({duration(limit)}): {mend}"
     )
@@ -262,6 +266,39 @@ def filled(profile: SiteProfile, env: Mapping[str, str]) -> tuple[SiteProfile, d
     if profile.job.image is not None or name is None or not env.get(name):
         return profile, {}
     return overridden(profile, {"job.image": env[name]}, {"job.image": f"env {name}"})
+
+
+def as_used(
+    profile: SiteProfile,
+    asked: Mapping[str, object],
+    said: Mapping[str, str] | None,
+    env: Mapping[str, str],
+) -> tuple[SiteProfile, dict[str, str]]:
+    """The profile as a run from here has it: with what is asked, and what this environment says."""
+    profile, filling = filled(profile, env)
+    site, origins = overridden(profile, asked, said)
+    site, passing = passed_on(site, env) if site.scheduler is not None else (site, {})
+    return site, {**filling, **origins, **passing}
+
+
+def passed_on(profile: SiteProfile, env: Mapping[str, str]) -> tuple[SiteProfile, dict[str, str]]:
+    """The profile with the runner's own variables that its workers need too (``job.pass_env``).
+
+    They mostly name folders: of those only what the workers see as well is of use to them.
+    """
+    rows = {
+        f"env.{name}": env[name]
+        for name in profile.job.pass_env
+        if env.get(name) and name not in profile.env and _seen(profile, env[name], env)
+    }
+    return overridden(profile, rows, {key: f"env {key.partition('.')[2]}" for key in rows})
+
+
+def _seen(profile: SiteProfile, value: str, env: Mapping[str, str]) -> bool:
+    if not value.startswith("/") or value.startswith("/cvmfs/"):
+        return True
+    hidden = [one.replace("$HOME", env.get("HOME", "/")) for one in profile.paths.unseen]
+    return profile.shares_store and not any(f"{value}/".startswith(f"{one}/") for one in hidden)
 
 
 def lacking(profile: SiteProfile) -> list[str]:

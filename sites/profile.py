@@ -62,6 +62,7 @@ class Layer:
     label: str
     files: Mapping[str, Path]
     trusted: bool = True  # installed with the program or a package; else owner and mode are looked at
+    misnamed: tuple[Path, ...] = ()  # files that would be profiles if their names could be typed
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,11 @@ def _layer_of(name: str, layers: Sequence[Layer], heirs: tuple[Step, ...], below
     for at in range((len(layers) if below is None else below) - 1, -1, -1):
         if name in layers[at].files and (heirs or NAME.fullmatch(name)):
             return at
+    if heirs and heirs[-1][0] == name:
+        path = layers[heirs[-1][1]].files[name]
+        raise UsageError(
+            f"{path}: it inherits its own name, and no other site {name!r} is there to begin with"
+        )
     known = {one for layer in layers for one in layer.files if NAME.fullmatch(one)}
     hint = f"(inherited by the site {heirs[-1][0]!r})" if heirs else ""
     raise UnknownNameError.of("site", name, known, hint)

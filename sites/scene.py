@@ -51,6 +51,7 @@ class Scene:
     lanes: int = 1  # worker processes in all
     quick: bool = True  # before a run: what is slow and seldom wrong is left out
     insecure: bool = False  # the user typed it
+    packages: tuple[str, ...] = ()  # what the workflow imports besides
     python: str = sys.executable
     fqdn: Callable[[], str] = full_hostname
     ask: Callable[..., Answer] = ask

@@ -17,6 +17,7 @@ from sites.values import (
     choice,
     count,
     flag,
+    names,
     number,
     patterns,
     ports,
@@ -97,6 +98,12 @@ class Job:
     python: str | None = _key(text, None, "the workers' interpreter; the runner's own if not set")
     setup: tuple[str, ...] = _key(
         texts, (), "shell lines that run before the worker starts; trusted as the file is"
+    )
+    pass_env: tuple[str, ...] = _key(
+        names,
+        (),
+        "variables of the runner's environment that workers get as well, where they are set and mean the "
+        "same there",
     )
     scratch: str | None = _key(
         text, None, "folder on the worker's own disk; `$NAME` is read there: `$TMPDIR`"
@@ -182,7 +189,7 @@ class Proxy:
 class Limits:
     """Courtesy and patience as data."""
 
-    jobs: int | None = _key(count, None, "jobs of one run, in the queue at a time")
+    jobs: int | None = _key(count, None, "jobs of one run, in the queue at a time, at most")
     submissions_per_second: float = _key(number, 5.0, "submit commands")
     polls_per_minute: float = _key(number, 6.0, "questions to the scheduler, each for all jobs")
     jobs_per_submission: int = _key(count, 100, "jobs of one submit command")
@@ -192,8 +199,14 @@ class Limits:
         "the most that a job may ask for: when some ended for memory, the next ask for half as much again, "
         "up to this; not set: for no more",
     )
+    idle: float = _key(
+        span,
+        60.0,
+        "a job that has had nothing to do for so long, with less left than there are jobs, is given back",
+    )
     start: float = _key(span, 3600.0, "so long without any worker, and the run gives up")
     death: float = _key(span, 60.0, "a worker that has lost its runner ends after so long")
+    usual: int | None = _key(count, None, "jobs of a run where nobody says how many; six if not set")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +229,10 @@ class Dask:
     cluster: str | None = _key(
         text,
         None,
-        "a cluster class that submits the jobs instead of this program: `dask_jobqueue:SLURMCluster`",
+        "a cluster class that submits the jobs instead of this program: `dask_jobqueue:SLURMCluster`; "
+        "`site`: the one that the site offers, where it is installed",
     )
+    offers: str | None = _key(text, None, 'the class that `cluster = "site"` means')
     cluster_options: Mapping[str, Scalar] = _table(scalars, "more keywords for that class")
 
 

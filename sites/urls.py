@@ -255,6 +255,8 @@ def _joined(above: str, rest: str) -> str:
 
 def _store_name(name: str) -> str | None:
     """The name below /store/ under which the whole federation knows a file; None for what is not of it."""
+    if ".." in name.split("/"):
+        return None  # it may lead out again, into somebody's own folder
     for above in STORE_ABOVE:
         if name.startswith(above + STORE):
             return name.removeprefix(above)

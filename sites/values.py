@@ -110,6 +110,15 @@ def texts(value: object) -> tuple[str, ...]:
     raise ValueError("a list of strings")
 
 
+def names(value: object) -> tuple[str, ...]:
+    """A list of names of environment variables."""
+    read = texts(value)
+    for one in read:
+        if not VARIABLE.fullmatch(one):
+            raise ValueError(f"a list of environment variables (and {one!r} is no name of one)")
+    return read
+
+
 def patterns(value: object) -> tuple[str, ...]:
     """One pattern or a list of them."""
     return (text(value),) if isinstance(value, str) else texts(value)
@@ -187,7 +196,7 @@ def from_text(reader: Callable[[object], Any], typed: str) -> object:
         return [int(one) for one in (parts * 2)[:2]] if all(map(_whole, parts)) and len(parts) < 3 else typed
     if reader in (count, number) or (reader in (size, span) and _whole(typed)):
         return int(typed) if _whole(typed) else _real(typed)
-    return [typed] if reader is texts else typed
+    return [typed] if reader in (texts, names) else typed
 
 
 def scalar_from_text(typed: str) -> Scalar:

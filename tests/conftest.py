@@ -18,12 +18,26 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--full"):
-        return
-    skip = pytest.mark.skip(reason="full figures only: --full")
-    for item in items:
-        if "full" in item.keywords:
-            item.add_marker(skip)
+    """What is of the full set, or makes no sense where it would run, is no test of this session: not skipped."""
+    full = config.getoption("--full")
+    left = [item for item in items if belongs(item, full)]
+    if len(left) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(left)])
+        items[:] = left
+
+
+def belongs(item, full):
+    """Whether a test is of this session, by its marks."""
+    params = getattr(item, "callspec", None)
+    values = (
+        [] if params is None else [params.params[one] for one in ("lab", "batch") if one in params.params]
+    )
+    words = {word for value in values for word in ([value] if isinstance(value, str) else value)}
+    places = [place for mark in item.iter_markers("quick_at") for place in mark.args]
+    quick = not places or any(words.issuperset(place) for place in places)
+    return (full or (quick and "full" not in item.keywords)) and all(
+        words.intersection(mark.args) for mark in item.iter_markers("at")
+    )
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -9,15 +9,9 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from executors.batch.reasons import (
-    HELD_SPOOLING,
-    condor_hold,
-    exit_words,
-    in_words,
-    is_transient,
-    refusal_advice,
-)
+from executors.batch.holds import HELD_SPOOLING, condor_hold, in_words
 from executors.batch.reasons import Meaning as _Meaning
+from executors.batch.reasons import exit_words, is_transient, refusal_advice
 from executors.batch.schedulers import (
     CommandError,
     JobState,
@@ -30,10 +24,19 @@ from executors.batch.schedulers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from executors.batch.spec import JobSpec
 
+_STEP = re.compile(r"\[\d+\]", re.ASCII)
+# What a condition is about, and the option by which it changes.
+_MENDS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"memory", re.IGNORECASE), "--memory"),
+    (re.compile(r"cpus", re.IGNORECASE), "--cores"),
+    (re.compile(r"disk", re.IGNORECASE), "--disk"),
+    (re.compile(r"container|\bHasSIF|docker|singularity|apptainer", re.IGNORECASE), "--image"),
+    (re.compile(r"filesystemdomain", re.IGNORECASE), "--shared-store no"),
+)
 _LIST = re.compile(r"^\[", re.MULTILINE)
 ATTRIBUTE = "CoffeaScaleout"  # of every job: its unique name
 ASKED = (
@@ -120,11 +123,27 @@ class Condor:
 
 def _verdict(text: str) -> str:
     """What condor_q -better-analyze found: conditions that no slot fulfils, else how many slots do what."""
-    never = re.findall(r"^\[\d+\]\s+0\s+(.+?)\s*$", text, re.MULTILINE)
+    steps = re.findall(r"^(\[\d+\])\s+(\d+)\s+(.+?)\s*$", text, re.MULTILINE)
+    never = [condition for _, matched, condition in steps if not int(matched)]
+    alone = [condition for condition in never if not _STEP.search(condition)]
     if never:
-        return clean(f"no machine has {' nor '.join(never)} (--memory, --cores, --disk)", 300)
+        # Else each of them is fulfilled somewhere, and not all at one place: the first that never are.
+        said = " nor ".join(alone) or _spelt(never[0], {number: condition for number, _, condition in steps})
+        return clean(f"no machine has {said} ({_mends(said)})", 300)
     counted = re.findall(r"^\s+([1-9]\d* (?:are|reject|match)\b.*?)\s*$", text, re.MULTILINE)
     return clean("of the machines " + ", ".join(counted), 300) if counted else ""
+
+
+def _spelt(condition: str, steps: Mapping[str, str]) -> str:
+    """A condition with the others that it is made of in place of their numbers."""
+    for _ in steps:
+        condition = _STEP.sub(lambda found: steps.get(found[0], found[0]), condition)
+    return condition
+
+
+def _mends(condition: str) -> str:
+    named = [option for pattern, option in _MENDS if pattern.search(condition)]
+    return ", ".join(named) or "requirements, of the profile or by --directive"
 
 
 def _server(options: Sequence[str]) -> list[str]:

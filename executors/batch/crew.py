@@ -6,18 +6,19 @@ is the engine's; how a batch system is asked is the scheduler's.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from executors.batch.growth import OUTGROWN, Growth
 from executors.batch.joblogs import last_lines
+from executors.batch.leaving import leave, remove
 from executors.batch.pace import Pace
 from executors.batch.reasons import fate_of_log
 from executors.batch.roster import Roster
 from executors.batch.schedulers import SubmissionError
-from executors.errors import EngineError, ExecutorsError, SiteError, UsageError
+from executors.errors import EngineError, SiteError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -36,9 +37,6 @@ LEAVE = 20.0  # seconds that close() waits for an empty queue
 LONG = 3600.0
 BACKOFF = 300.0  # seconds, the longest pause after refusals or failed starts
 SUBMITTING = "submitting"  # a file that is there while a command submits: the keeper looks for it
-OUTGROWN = 2  # workers that needed more than is theirs, and the next jobs get more
-GROWTH = 1.5
-MIB = 1 << 20
 DEAF = 3  # looks in a row without an answer, and it is said
 
 
@@ -58,9 +56,12 @@ class Crew:
         """``grow``: the same job with so much memory, where it can have more."""
         self.failure: SiteError | None = None  # why it makes no sense to go on
         self.on_failure: Callable[[SiteError], None] = lambda _: None
-        self._scheduler, self._spec, self._limits = scheduler, spec, limits
-        self._tell, self._clock, self._grow = tell, clock, grow
-        self._outgrown: list[str] = []  # what said that jobs of the present size are too small
+        # Of jobs whose workers have had nothing to do for long, at most so many, which take no more calls.
+        self.idle: Callable[[int, float], list[str]] = lambda _, __: []
+        self._scheduler, self._name, self._limits = scheduler, spec.name, limits
+        self._tell, self._clock = tell, clock
+        self._logs = spec.logs
+        self._growth = Growth(spec, limits.memory, grow)
         self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
@@ -77,6 +78,7 @@ class Crew:
         self._without = clock()  # since when no worker is connected
         self._last: dict[str, str] = {}  # what was last said of: failure, refusal, silence, status
         self._told: set[str] = set()
+        self._resting: set[str] = set()  # jobs that the engine uses no more, by the ids that they know
 
     def want(self, jobs: int) -> None:
         """Keep so many jobs in the queue from now on, within the site's limit."""
@@ -93,7 +95,10 @@ class Crew:
             self._poke()
 
     def need(self, jobs: int) -> None:
-        """No more than so many have anything to do: no others are submitted, and none wait in the queue."""
+        """No more than so many have anything to do: no others are submitted, none wait in the queue.
+
+        Those that run go once their workers have had nothing to do for as long as the site's profile says.
+        """
         with self._lock:
             if jobs != self._needed:
                 self._needed = max(1, jobs)
@@ -130,23 +135,9 @@ class Crew:
     def _ask_for_more(self, had: int | None, what: str, *, enough: int = OUTGROWN) -> None:
         """Have the next jobs ask for more, if this one had what they would ask for now."""
         with self._lock:
-            now, most = self._spec.memory, self._limits.memory
-            if self._grow is None or now is None or most is None or had != now or now >= most:
-                return
-            self._outgrown.append(what)
-            if len(self._outgrown) < enough:
-                return
-            count, self._outgrown = len(self._outgrown), []
-            more = min(most, math.ceil(GROWTH * now / MIB) * MIB)
-            try:
-                self._spec = self._grow(more)
-            except (OSError, ExecutorsError) as error:
-                text = f"jobs cannot ask for more memory: {error}"
-            else:
-                text = (
-                    f"jobs ask for {more / 1e9:.3g} GB now: {count} ended for memory with {now / 1e9:.3g} GB"
-                )
-        self._once("warning", text)
+            text = self._growth.outgrown(had, what, enough=enough)
+        if text:
+            self._once("warning", text)
 
     def fate(self, job_id: str, timeout: float) -> Fate:
         """What the batch system says became of a job; "" if it runs on, or nothing is known in time."""
@@ -193,7 +184,7 @@ class Crew:
         if (
             thread.is_alive()
         ):  # a command hangs; what it still submits is removed by its own thread, or by name
-            self._remove_all()
+            remove(self._scheduler, self._name, self._once)
 
     # The thread.
 
@@ -208,7 +199,7 @@ class Crew:
             self._fail(EngineError(f"the crew of batch jobs broke: {type(error).__name__}: {error}"))
         with self._lock:
             self._news.wait_for(lambda: self._closing)
-        self._leave()
+        leave(self._scheduler, self._name, LEAVE, self._once)
 
     def _turn(self) -> float:
         """Whatever is due now; seconds until the next thing is."""
@@ -220,10 +211,9 @@ class Crew:
         if missing > 0 and self._may_submit() <= self._clock():
             self._submit(min(missing, self._limits.jobs_per_submission))
         elif missing < 0:
-            with self._lock:
-                too_many = self._roster.live > self._wanted
-                surplus = self._roster.surplus(-missing, waiting=not too_many)
-            self._drop(surplus)
+            self._let_go(-missing)
+        if self._resting:
+            self._give_back()
         self._consider()
         self._say_status()
         return self._pause()
@@ -232,9 +222,32 @@ class Crew:
         due = [self._look_due(), self._clock() + LONG]
         if self._wanted and not self._connected:
             due.append(self._without + self._limits.start)
-        if self._missing() > 0:
+        missing = self._missing()
+        if missing > 0:
             due.append(self._may_submit())
+        elif missing < 0:
+            due.append(self._clock() + self._limits.idle / 4)
         return max(0.05, min(due) - self._clock())
+
+    def _let_go(self, count: int) -> None:
+        """Give up jobs that are too many: any that were wanted no more, else those that lose nothing."""
+        with self._lock:
+            too_many = self._roster.live > self._wanted
+            surplus = self._roster.surplus(count, waiting=not too_many)
+        self._drop(surplus)
+        if too_many or len(surplus) == count:
+            return
+        self._resting.update(self.idle(count - len(surplus), self._limits.idle))
+
+    def _give_back(self) -> None:
+        """Remove the jobs that rest, once a look has told which they are."""
+        with self._lock:
+            found = {name: job.state.id for name in self._resting if (job := self._roster.find(name))}
+            self._resting.difference_update(found)
+        if found:
+            jobs = "1 job has" if len(found) == 1 else f"{len(found)} jobs have"
+            self._tell("info", f"{jobs} nothing left to do and will be removed")
+            self._drop(found.values())
 
     def _missing(self) -> int:
         with self._lock:
@@ -262,7 +275,7 @@ class Crew:
             ids = list(self._roster.jobs)
         self._pace.mark(self._clock())
         try:
-            states = self._scheduler.query(self._spec.name, ids)
+            states = self._scheduler.query(self._name, ids)
         except SiteError as error:
             self._unheard(error)
             return
@@ -300,7 +313,7 @@ class Crew:
         state = job.state
         file, lines = "", list[str]()
         if not job.dropped and (not job.started or state.fate in ("", "exit")):
-            file, lines = last_lines(self._spec.logs, job.ids)
+            file, lines = last_lines(self._logs, job.ids)
         meaning = fate_of_log(lines)
         if meaning is not None:
             state = job.state = replace(
@@ -336,7 +349,7 @@ class Crew:
 
     def _submit(self, count: int) -> None:
         with self._lock:
-            spec = self._spec
+            spec = self._growth.spec
         mark = spec.folder / SUBMITTING
         try:
             mark.touch()
@@ -452,7 +465,7 @@ class Crew:
         limit = min(SILENT, self._limits.start / 2)
         for job in trying:
             if job.ran is not None and self._clock() - job.ran > limit:
-                file, lines = last_lines(self._spec.logs, job.ids)
+                file, lines = last_lines(self._logs, job.ids)
                 log = f"; {file} ends: {' | '.join(lines)}" if lines else ""
                 text = f"job {job.state.id} runs for {limit:.0f} s and none of its workers has come{log}"
                 self._once("warning", f"{text} (can its node connect to this machine?)", key="silent")
@@ -465,36 +478,6 @@ class Crew:
             self.failure = error
             self._news.notify_all()
         self.on_failure(error)
-
-    # Leaving.
-
-    def _leave(self) -> None:
-        """Remove by name until nothing is left: jobs that no submission named are found that way too."""
-        deadline, pause, left, turn = time.monotonic() + LEAVE, 0.25, ["?"], 0
-        while left and time.monotonic() < deadline:
-            if turn % 4 == 0:
-                self._remove_all()
-            left = self._left()
-            if left:
-                time.sleep(pause)
-            pause, turn = min(2.0, 2 * pause), turn + 1
-        if left:
-            command = " ".join(self._scheduler.cancel_argv(self._spec.name))
-            self._tell("warning", f"left in the queue: {', '.join(left[:5])}; this removes them: {command}")
-
-    def _left(self) -> list[str]:
-        """Jobs that are not over, each with its phase; one that is ending may hang on a lost node."""
-        try:
-            states = self._scheduler.query(self._spec.name, ())
-        except SiteError:
-            return ["perhaps jobs, for the batch system does not answer"]
-        return [f"job {one.id} ({one.phase})" for one in states.values() if not one.ended]
-
-    def _remove_all(self) -> None:
-        try:
-            self._scheduler.cancel_named(self._spec.name)
-        except SiteError as error:
-            self._once("warning", f"the jobs could not be removed: {error.message}")
 
     # Telling.
 

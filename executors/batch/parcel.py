@@ -118,9 +118,23 @@ def run(words: list[str]) -> int:
             settings["memory"] = int(given)
         if settings.get("environment") and not _settled(source.parent, settings["environment"], local):
             return UNFIT
-        return int(_pilot(settings["pilot"], local)(settings) or 0)
+        try:
+            pilot = _pilot(settings["pilot"], local)
+        except ImportError as error:
+            sys.stderr.write(f"coffea-scaleout: {_lacking(error)}\n")
+            return UNFIT
+        return int(pilot(settings) or 0)
     finally:
         shutil.rmtree(local, ignore_errors=True)
+
+
+def _lacking(error: ImportError) -> str:
+    """What this Python has not, for whoever chose it: the frames of an import would say nothing to them."""
+    python = f"the workers' Python {sys.executable} ({sys.version.split()[0]})"
+    lacks = f"lacks {error.name}" if isinstance(error, ModuleNotFoundError) else f"is not fit: {error}"
+    return (
+        f"{python} {lacks}: install it there, or name another one (--worker-python, --worker-setup, --image)"
+    )
 
 
 def _settled(files: Path, name: str, local: Path) -> bool:

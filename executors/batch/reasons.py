@@ -28,79 +28,37 @@ class Meaning(NamedTuple):
         return f"{self.words}{tail}{f' ({self.advice})' if self.advice else ''}"
 
 
-# HTCondor: JobStatus 5, HoldReasonCode; the codes of its manual, "Job ClassAd Attributes".
-HELD_SPOOLING = 16  # input files are on their way to the schedd: no trouble
-CONDOR_HOLDS: dict[int, Meaning] = {
-    1: Meaning("held by its owner", "condor_release lets it run", "removed"),
-    3: Meaning("held by a rule of the job or site"),
-    4: Meaning("its credential is not valid", "renew it: voms-proxy-init, or kinit"),
-    5: Meaning("it used up its run time", "--walltime", "walltime"),
-    6: Meaning("the job could not be started on the node", "the container image or the script is not there"),
-    7: Meaning("its standard input is missing"),
-    8: Meaning("its output cannot be opened", "the log folder must exist on the node: --logs"),
-    9: Meaning("its standard error cannot be opened", "the log folder must exist on the node: --logs"),
-    10: Meaning("its log cannot be opened", "the log folder must be writable: --logs"),
-    11: Meaning("its folder cannot be entered", "submit from a folder that this site's nodes see"),
-    12: Meaning("its output could not be brought back", "quota and space where the logs lie"),
-    13: Meaning("an input file is missing or could not be sent"),
-    14: Meaning("the input files could not be sent"),
-    15: Meaning("submitted on hold", "condor_release lets it run"),
-    21: Meaning("put on hold by the node"),
-    22: Meaning("its folder cannot be entered", "submit from a folder that this site's nodes see"),
-    26: Meaning("held by a rule of the site"),
-    32: Meaning("its files are larger than the site sends", "fewer or smaller files to transfer"),
-    33: Meaning("it was not allowed to leave output that large", "--disk"),
-    34: Meaning("it used more memory than requested", MEMORY, "memory"),
-    35: Meaning("its container image cannot be used", "--image"),
-    44: Meaning("it filled more disk than requested", "--disk"),
-    45: Meaning("it ran longer than allowed", "--walltime", "walltime"),
-    46: Meaning("it ran longer than allowed", "--walltime", "walltime"),
-    47: Meaning("a command of its setup failed"),
-    48: Meaning("its container does not start", "--image"),
-}
-CONDOR_SUBCODES: dict[tuple[int, int], Meaning] = {
-    (3, 34): Meaning("it used more memory than requested", MEMORY, "memory"),
-    (13, 2): Meaning("an input file is missing", "the file must be there until the job has started"),
-    (12, 2): Meaning("an output file that it should bring back is missing"),
-    (21, 102): Meaning("it used more memory than requested", MEMORY, "memory"),
-    (26, 34): Meaning("it used more memory than requested", MEMORY, "memory"),
-}
-# Sites use code 3 or 26 with words of their own.
-IN_WORDS: tuple[tuple[re.Pattern[str], Meaning], ...] = (
-    (re.compile(r"memory", re.IGNORECASE), Meaning("it used more memory than requested", MEMORY, "memory")),
-    (
-        re.compile(r"wall ?time|run ?time|max ?runtime|time limit|duration|too long", re.IGNORECASE),
-        Meaning("it ran longer than allowed", "--walltime", "walltime"),
-    ),
-    (re.compile(r"\bdisk\b", re.IGNORECASE), Meaning("it filled more disk than requested", "--disk")),
+# Nothing wrong with it; where a worker had not come of it, something before the worker ended the job.
+ENDED = Meaning(
+    "it ended by itself",
+    "with no complaint: does --worker-python, or a line of --worker-setup, end before the worker?",
 )
-
-
-def condor_hold(code: int, subcode: int, said: str) -> Meaning:
-    """Why HTCondor holds a job."""
-    exact = CONDOR_SUBCODES.get((code, subcode))
-    if exact is not None:
-        return exact
-    if code in (3, 21, 26):
-        return in_words(said, CONDOR_HOLDS[code])
-    return CONDOR_HOLDS.get(code, Meaning(f"held with code {code}/{subcode}"))
-
-
-def in_words(said: str, otherwise: Meaning) -> Meaning:
-    """The meaning of a site's own words."""
-    return next((meaning for pattern, meaning in IN_WORDS if pattern.search(said)), otherwise)
-
 
 # Slurm: the Reason column of squeue for a pending job; job_reason_codes of its manual.
 _TOO_LONG = Meaning("it asks for more time than the partition gives", "--walltime or --queue", hopeless=True)
 SLURM_PENDING: dict[str, Meaning] = {
     "None": Meaning("not looked at yet"),
+    "SchedDefer": Meaning("not looked at yet"),
     "Resources": Meaning("waits for free nodes"),
     "Priority": Meaning("others come first"),
     "BeginTime": Meaning("waits for its begin time, as after a lost node"),
     "Cleaning": Meaning("its last run is being cleaned up"),
     "Licenses": Meaning("waits for a licence"),
+    "Prolog": Meaning("its node is being prepared"),
+    "JobArrayTaskLimit": Meaning("as many of its array run as may", "others of it end first"),
+    "BurstBufferResources": Meaning("waits for room in the burst buffer"),
+    "BurstBufferStageIn": Meaning("waits for files on their way to the burst buffer"),
+    "BurstBufferOperation": Meaning("the burst buffer failed for it", "look at the bb directives"),
+    "FedJobLock": Meaning("waits until the clusters agree who runs it"),
     "Reservation": Meaning("waits for its reservation"),
+    "RequiresReservation": Meaning(
+        "the partition takes jobs of a reservation only",
+        "--queue or --directive reservation=NAME",
+        hopeless=True,
+    ),
+    "ReservationDeleted": Meaning(
+        "its reservation is gone", "without --directive reservation=NAME", hopeless=True
+    ),
     "Dependency": Meaning("waits for another job"),
     "DependencyNeverSatisfied": Meaning("waits for a job that failed", hopeless=True),
     "PartitionTimeLimit": _TOO_LONG,
@@ -121,13 +79,23 @@ SLURM_PENDING: dict[str, Meaning] = {
     "QOSNotAllowed": Meaning("the QOS may not be used there", "--directive qos=NAME", hopeless=True),
     "InvalidAccount": Meaning("the account does not exist", "--account", hopeless=True),
     "InvalidQOS": Meaning("the QOS does not exist", "--directive qos=NAME", hopeless=True),
+    "AccountingPolicy": Meaning("a limit of the account is reached", "wait, or another --account"),
+    "InactiveLimit": Meaning("the site's limit of inactivity was reached", "ask the site's support"),
+    "DeadLine": Meaning("it cannot be done by its deadline", "--walltime", hopeless=True),
     "PartitionDown": Meaning("the partition is down", "--queue, or wait for the site"),
     "PartitionInactive": Meaning("the partition takes no jobs", "--queue, or wait for the site"),
     "NodeDown": Meaning("its node is down", "wait for the site"),
+    "FrontEndDown": Meaning("the machine that starts jobs is down", "wait for the site"),
+    "SystemFailure": Meaning("a node or Slurm itself failed", "wait for the site"),
+    "Nodes required for job are DOWN": Meaning(
+        "nodes that it needs are down or kept for others", "wait, or --queue: sinfo -R"
+    ),
     "ReqNodeNotAvail": Meaning("nodes that it needs are down or reserved", "often a maintenance: sinfo -R"),
-    "JobHeldUser": Meaning("held by its owner", "scontrol release lets it run", "removed"),
+    "JobHeldUser": Meaning("held by its owner", "", "removed"),
     "JobHeldAdmin": Meaning("held by the site", "ask the site's support", "removed"),
+    "JobHoldMaxRequeue": Meaning("held, for it was begun too often", "ask the site's support", "node"),
     "job requeued in held state": Meaning("requeued and held by its owner", "", "removed"),
+    "PrologFailed": Meaning("its node could not be prepared", "ask the site's support", "node"),
     "launch failed requeued held": Meaning("its node could not start it", "ask the site's support", "node"),
 }
 # By how the code begins: limits exist for each of CPU, Mem, Node, Jobs, GRES and more.
@@ -135,6 +103,14 @@ SLURM_FAMILIES: tuple[tuple[re.Pattern[str], Meaning], ...] = (
     (
         re.compile(r"(QOS|Assoc)Max\w*Per(Job|Node)"),
         Meaning("it asks for more than one job may", "--cores, --memory or --walltime", hopeless=True),
+    ),
+    (
+        re.compile(r"(QOS|Assoc)Grp(?!\w*Run)\w*Minutes"),
+        Meaning("the time that was granted is used up", "another --account or --directive qos=NAME: sshare"),
+    ),
+    (
+        re.compile(r"Max\w+PerAccount"),
+        Meaning("a limit of the account is reached", "wait, or another --account"),
     ),
     (
         re.compile(r"MaxMemPerLimit"),
@@ -160,9 +136,9 @@ SLURM_FATES: dict[str, Meaning] = {
     "RECONFIG_FAIL": Meaning("its node could not be set up", "", "node"),
     "PREEMPTED": Meaning("it had to make room for others", "", "removed"),
     "CANCELLED": Meaning("it was removed", "", "removed"),
-    "REVOKED": Meaning("it was removed", "", "removed"),
+    "REVOKED": Meaning("another cluster runs it instead", "", "removed"),
     "FAILED": Meaning("it ended with an error", "", "exit"),
-    "COMPLETED": Meaning("it ended by itself"),
+    "COMPLETED": ENDED,
 }
 
 
@@ -198,7 +174,7 @@ def exit_words(code: int | None) -> Meaning:
     otherwise = Meaning(
         f"it died of signal {-code}" if code < 0 else f"it ended with exit code {code}", "", "exit"
     )
-    return EXITS.get(code, otherwise if code else Meaning("it ended by itself"))
+    return EXITS.get(code, otherwise if code else ENDED)
 
 
 # Grid Engine: "failed" of its accounts, see sge_status(5); with 100 it ran, and the exit code says more.
@@ -257,7 +233,14 @@ _TRANSIENT = re.compile(
     re.IGNORECASE,
 )
 _REFUSALS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"parse error|unrecognized option|invalid option", re.IGNORECASE), "--directive"),
+    (
+        re.compile(r"parse error|unrecognized option|invalid option|mutually exclusive", re.IGNORECASE),
+        "--directive",
+    ),
+    (re.compile(r"feature specification", re.IGNORECASE), "--directive=--constraint=NAME; sinfo -o '%P %f'"),
+    (re.compile(r"reservation is invalid", re.IGNORECASE), "scontrol show reservation"),
+    (re.compile(r"violates accounting/QOS", re.IGNORECASE), "--cores, --memory, --walltime or --account"),
+    (re.compile(r"\bQOS\b", re.IGNORECASE), "--directive=--qos=NAME; sacctmgr show assoc format=account,qos"),
     (
         re.compile(r"invalid partition|(unknown|no such) queue|queue .*not exist|JobFlavour", re.IGNORECASE),
         "--queue",

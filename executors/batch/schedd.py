@@ -37,7 +37,7 @@ class Found(NamedTuple):
     name: str
 
 
-def chosen(site: SiteProfile, tell: Callable[[str, str], object]) -> SiteProfile:
+def chosen(site: SiteProfile, tell: Callable[[str, str], object], patience: float = PATIENCE) -> SiteProfile:
     """The site with its schedd among the submit options; as it is where none has to be chosen."""
     wanted, options = site.schedd, site.job.submit_options
     if site.scheduler != "condor" or not (wanted.pool or wanted.constraint or wanted.rank):
@@ -45,15 +45,15 @@ def chosen(site: SiteProfile, tell: Callable[[str, str], object]) -> SiteProfile
     if not set(SERVERS).isdisjoint(options):
         return site  # the user has chosen
     complaints = []
-    for pool in _pools(site):
+    for pool in _pools(site, patience):
         server = ["-pool", pool] if pool else []
         try:
-            found = _ask(server, wanted.constraint, wanted.rank)
+            found = _ask(server, wanted.constraint, wanted.rank, patience)
         except CommandError as error:
             complaints.append(f"{pool or 'the collector'}: {error.message}")
             continue
         if not found:
-            complaints.append(_none_fit(pool, server, wanted.constraint))
+            complaints.append(_none_fit(pool, server, wanted.constraint, patience))
             continue
         best = min(found)
         tell("info", f"jobs go to the schedd {best.name}{_reason(best, len(found))}")
@@ -66,14 +66,14 @@ def chosen(site: SiteProfile, tell: Callable[[str, str], object]) -> SiteProfile
     )
 
 
-def _pools(site: SiteProfile) -> list[str]:
+def _pools(site: SiteProfile, patience: float) -> list[str]:
     """The collectors that know the schedds, the first to be asked first; "" is HTCondor's own."""
     text = site.schedd.pool
     if text is None:
         return [""]
     variable = VARIABLE.fullmatch(text)
     if variable is not None:
-        text = os.environ.get(variable[1]) or _configured(variable[1])
+        text = os.environ.get(variable[1]) or _configured(variable[1], patience)
     found = POOL.findall(text)
     if not found:
         raise SiteError(
@@ -84,15 +84,16 @@ def _pools(site: SiteProfile) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _configured(name: str) -> str:
-    answer = ask(["condor_config_val", name], PATIENCE)
+def _configured(name: str, patience: float) -> str:
+    answer = ask(["condor_config_val", name], patience)
     return answer.out if answer.code == 0 else ""
 
 
-def _ask(server: list[str], constraint: str | None, rank: str | None) -> list[Found]:
+def _ask(server: list[str], constraint: str | None, rank: str | None, patience: float) -> list[Found]:
     """The usable schedds of one collector; HTCondor works out the expressions itself."""
     only = ["-constraint", constraint] if constraint else []
-    answer = ask(["condor_status", *server, "-schedd", *only, "-af:t", "Name", rank or "0"], PATIENCE)
+    order = f"({rank})" if rank and rank.startswith("-") else rank or "0"  # a minus, and not an option
+    answer = ask(["condor_status", *server, "-schedd", *only, "-af:t", "Name", order], patience)
     if answer.code:
         raise CommandError(f"condor_status failed: {answer.complaint}")
     rows = (line.split("\t") for line in answer.out.splitlines() if line.strip())
@@ -108,11 +109,11 @@ def _number(text: str) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def _none_fit(pool: str, server: list[str], constraint: str | None) -> str:
+def _none_fit(pool: str, server: list[str], constraint: str | None, patience: float) -> str:
     """Why a collector that answered has no schedd for us."""
     where = pool or "the collector"
     try:
-        every = sorted(one.name for one in _ask(server, None, None)) if constraint else []
+        every = sorted(one.name for one in _ask(server, None, None, patience)) if constraint else []
     except CommandError:
         every = []
     if not every:

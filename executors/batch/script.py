@@ -7,6 +7,7 @@ breaks itself alone. What a batch system's directives look like may not enter.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from executors.batch import allowed
@@ -51,6 +52,11 @@ def script(scheduler: str, spec: JobSpec, directives: Sequence[str] = ()) -> str
         *_command(scheduler, spec),
     ]
     return "\n".join([*head, *START.splitlines(), *body, ""])
+
+
+def exports(scheduler: str, spec: JobSpec) -> str:
+    """The job's environment alone, for a shell that runs something else."""
+    return "".join(f"{line}\n" for line in _environment(scheduler, replace(spec, scratch=None)))
 
 
 def _place(scheduler: str, spec: JobSpec) -> Iterator[str]:

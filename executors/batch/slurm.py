@@ -45,8 +45,10 @@ COLUMNS = (
 )
 HELD = {"REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 PENDING = {"PENDING", "REQUEUED", "REQUEUE_FED"}
-RUNNING = {"RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"}
-ENDING = {"COMPLETING", "STAGE_OUT"}
+RUNNING = {
+    "RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "POWER_UP_NODE", "EXPEDITING",
+}  # fmt: skip
+ENDING = {"COMPLETING", "STAGE_OUT", "UPDATE_DB"}
 SERVERS = ("-M", "--clusters")
 # sbatch takes SBATCH_* above what the job's text says; these alone may fill what the text leaves open.
 LEFT_OPEN = ("SBATCH_QOS", "SBATCH_RESERVATION", "SBATCH_CLUSTERS", "SBATCH_CONSTRAINT", "SBATCH_WCKEY")
@@ -194,7 +196,7 @@ def _state(one: str, raw: str, state: str, code: str, reason: str) -> JobState:
     word = (state.split() or [""])[0].rstrip("+")
     alias = raw if raw != one else ""
     reason = clean(reason, 120)
-    if word in HELD or (word in PENDING and "held" in reason.lower()):
+    if word in HELD or (word in PENDING and ("held" in reason.lower() or reason.startswith("JobHold"))):
         meaning = slurm_pending(reason)
         return JobState(
             one, "held", meaning.words, f"held: {meaning.sentence(reason)}", meaning.fate, alias=alias

@@ -10,7 +10,7 @@ import functools
 import os
 import time
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from coffea.processor import accumulate
@@ -20,6 +20,7 @@ from coffea.util import rich_bar
 from executors.coffea.adapter_drive import Drive, Plan
 from executors.coffea.adapter_item import chain, revive, understand
 from executors.coffea.adapter_merge import Tree, add
+from executors.coffea.adapter_reach import can_lead, elsewhere
 from executors.coffea.adapter_report import Report, item_name, listing
 from executors.coffea.adapter_session import Pool, Session
 from executors.errors import (
@@ -81,6 +82,7 @@ class EngineExecutor(ExecutorBase):  # type: ignore[misc]
         if not todo or self.session is None:
             return accumulator, 0
         step = understand(function, self.function_name)
+        step, urls = _reached(self, step, todo)
         tree = Tree(len(todo), functools.partial(_added, what=self.unit))
         self.report.planned += len(todo)
         skipped = len(self.report.skipped)
@@ -95,6 +97,7 @@ class EngineExecutor(ExecutorBase):  # type: ignore[misc]
                 done=tree.put,
                 progressed=progressed,
                 report=self.report,
+                urls=urls,
             )
             drive = Drive(plan, self.session)
             drive.run()
@@ -157,6 +160,29 @@ def _check(executor: EngineExecutor) -> None:
         from executors.pools import default_workers
 
         default_workers(executor.engine, **executor.site)
+
+
+def _reached(executor: EngineExecutor, step: Step, items: list[Any]) -> tuple[Step, dict[str, str]]:
+    """The step with what its site tells XRootD's client; and where the site reads which files."""
+    from executors.pools import reading
+
+    try:
+        read, client = reading(executor.engine, **executor.site)
+    except UnknownNameError:
+        if executor.pool is None:
+            raise
+        return step, {}  # a pool of one's own may have any name
+    urls = elsewhere(read, items)
+    if urls and not can_lead(step.function):
+        name, url = next(iter(urls.items()))
+        text = (
+            f"{executor.engine} reads {name} as {url}, and {len(urls)} files in all by other addresses. What "
+            "this Runner does with files is not known here, so each is opened by its own name: give it "
+            f"executors.as_read(fileset, on={executor.engine!r})"
+        )
+        warnings.warn(text, UserWarning, stacklevel=3)
+        urls = {}
+    return replace(step, client=client), urls
 
 
 @contextlib.contextmanager

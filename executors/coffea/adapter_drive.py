@@ -24,7 +24,7 @@ from executors.work.model import Kind
 from executors.work.policy import Limits, backoff, classify_engine, stop_for_user
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from executors.coffea.adapter_item import Step
     from executors.coffea.adapter_session import Session
@@ -67,6 +67,7 @@ class Plan:
     done: Callable[[int, Any], None]  # takes the result of an item, None for one that has none
     progressed: Callable[[int], None]
     report: Report = field(default_factory=Report)
+    urls: Mapping[str, str] = field(default_factory=dict)  # a file's name → where it is read, if elsewhere
 
 
 class Drive:
@@ -89,12 +90,14 @@ class Drive:
         self._landed: queue.SimpleQueue[concurrent.futures.Future[Outcome]] = queue.SimpleQueue()
         self._alone = False
         self._settled = self._succeeded = self._killers = self._renewals = 0
+        self._needed = 0  # calls that the pool was last told to be left
 
     def run(self) -> None:
         """Settle every item, or as many as make sense; leaves nothing queued in the pool."""
         try:
             while not self.stopped and self._settled < len(self.plan.items):
                 self._hand_out()
+                self._tell_pool()
                 self._take_in()
             self._finish()
         except BaseException:
@@ -121,6 +124,13 @@ class Drive:
         self._flying.clear()
         ended = [self.session.kill(future, "its call has ended") for future in running]
         return all(ended)
+
+    def _tell_pool(self) -> None:
+        """Let the pool give up machines that will have nothing to do; after preprocessing comes the work."""
+        left = len(self.plan.items) - self._settled
+        if not self.plan.step.metadata and (not self._needed or left < 0.8 * self._needed):
+            self._needed = left
+            self.session.need(left)
 
     # --- handing out
 
@@ -163,9 +173,13 @@ class Drive:
             item = cloudpickle.dumps(ticket.item)
         except Exception as error:
             raise AnalysisError(f"{item_name(ticket.item)} cannot be sent to a worker: {error}") from error
+        url = self.plan.urls.get(getattr(ticket.item, "filename", "")) if self.plan.urls else None
+        where = {"url": url} if url else {}
         pool, generation = self.session.pool()
         try:
-            future = pool.submit(run_item, self._step, item, self._token, ticket.index, self.plan.compression)
+            future = pool.submit(
+                run_item, self._step, item, self._token, ticket.index, self.plan.compression, **where
+            )
         except (RuntimeError, OSError, concurrent.futures.BrokenExecutor) as error:
             self._renew(generation, error)
             return False

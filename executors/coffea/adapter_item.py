@@ -12,18 +12,19 @@ import os
 import pickle
 import socket
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import lz4.frame
 
+from executors.coffea.adapter_reach import led, reached
 from executors.errors import AnalysisError
 from executors.work.model import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 LONGEST_TRACE = 8_000  # characters of a traceback that travel: its end is what a person reads
 LONGEST_MESSAGE = 2_000
@@ -39,6 +40,7 @@ class Step:
     defer: bool = False  # ``use_result_type``: what could be skipped is handed back as an error instead
     owned: bool = True  # False: the retry loop is still inside, so ours must not multiply it
     metadata: bool = False  # items are files and no user code runs
+    client: Mapping[str, str] = field(default_factory=dict)  # how long XRootD's client is to wait
 
     @property
     def allowed(self) -> tuple[type[BaseException], ...]:
@@ -103,18 +105,25 @@ def pack_step(step: Step) -> bytes:
     return bytes(cloudpickle.dumps(step))
 
 
-def run_item(step: bytes, item: bytes, token: str, index: int, compression: int | None) -> Outcome:
-    """Do one item on a worker; every exception comes back described, none is raised."""
+def run_item(
+    step: bytes, item: bytes, token: str, index: int, compression: int | None, *, url: str = ""
+) -> Outcome:
+    """Do one item on a worker; every exception comes back described, none is raised.
+
+    ``url`` is where the item's file is opened, if not by its own name.
+    """
     try:
         todo: Step = pickle.loads(step)
     except Exception as error:  # noqa: BLE001  the worker's edge
         return Outcome(token, index, trouble=describe(error, Step(_nothing), kind=Kind.USER))
-    thing = None
+    address = url
     try:
         thing = pickle.loads(item)
-        value = todo.function(thing)
+        address = url or getattr(thing, "filename", "")
+        with reached(address, todo.client):
+            value = (led(todo.function, url) if url else todo.function)(thing)
     except (Exception, SystemExit) as error:  # noqa: BLE001  the worker's edge
-        return Outcome(token, index, trouble=describe(error, todo, path=getattr(thing, "filename", None)))
+        return Outcome(token, index, trouble=describe(error, todo, path=address or None, url=url))
     try:
         return Outcome(token, index, payload=dump(value, compression))
     except Exception as error:  # noqa: BLE001  the worker's edge
@@ -143,7 +152,7 @@ def load(payload: bytes) -> Any:
 
 
 def describe(
-    error: BaseException, step: Step, *, path: str | None = None, kind: Kind | None = None
+    error: BaseException, step: Step, *, path: str | None = None, kind: Kind | None = None, url: str = ""
 ) -> Trouble:
     """An exception as plain data, classified while its traceback is still there."""
     from executors.coffea.classify import classify, frames
@@ -156,7 +165,7 @@ def describe(
     return Trouble(
         kind=kind,
         error=type(inner).__name__,
-        message=_text(inner)[:LONGEST_MESSAGE],
+        message=_placed(_text(inner), kind, url)[:LONGEST_MESSAGE],
         skippable=_skippable(error, kind, step),
         frames=frames(inner),
         trace="".join(traceback.format_exception(inner))[-LONGEST_TRACE:],
@@ -164,6 +173,13 @@ def describe(
         host=socket.gethostname(),
         pid=os.getpid(),
     )
+
+
+def _placed(text: str, kind: Kind, url: str) -> str:
+    """Troubles with the input name where it was really read; its query may hold a token."""
+    if not url or kind is Kind.USER:
+        return text
+    return f"(read as {url.partition('?')[0]}) {text}"
 
 
 def _before_the_user(error: BaseException) -> bool:

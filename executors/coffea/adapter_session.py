@@ -87,6 +87,12 @@ class Session:
         end = getattr(self._opened.pool, "kill", None)
         return bool(end(future, why)) if callable(end) else False
 
+    def need(self, calls: int) -> None:
+        """Let the pool know that no more calls than these are to come, where it can give up machines."""
+        tell = getattr(self._opened.pool, "need", None)
+        if callable(tell):
+            tell(calls)
+
     def renew(self, generation: int, why: BaseException) -> None:
         """Close the pool of that generation because it is broken; the next use opens another."""
         if not self.replaceable:

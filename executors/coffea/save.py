@@ -19,7 +19,7 @@ import lz4.frame
 
 from executors.coffea import constants
 from executors.errors import DamagedError, UsageError
-from executors.work.store import fsync_folder
+from executors.work.store import fsync_folder, ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,7 +98,7 @@ def _replacing(final: Path) -> Iterator[BinaryIO]:
     """A file beside the final one that takes its name when all is on disk, and vanishes on any failure."""
     partial = final.with_name(f".{final.name[:80]}.{secrets.token_hex(6)}.tmp")
     try:
-        with partial.open("xb") as raw:
+        with open(partial, "xb", opener=ours) as raw:
             yield raw
             raw.flush()
             os.fsync(raw.fileno())

@@ -45,6 +45,7 @@ class Resources:
     walltime: float | None = None  # seconds a worker may live, for sites that ask
     scratch: Path | None = None  # where a private folder for keys and sockets is made; default: the system's
     log_dir: Path | None = None  # where workers' output goes; without it, it is dropped on leaving
+    sole: bool = False  # nobody else uses log_dir: what is noted there of other engines, the dead have left
     env: Mapping[str, str] = field(default_factory=dict)  # added to the workers' environment
     initializer: Callable[..., object] | None = None  # called once in each new worker
     initargs: tuple[Any, ...] = ()

@@ -14,21 +14,21 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import dask
 
 from executors.batch.crew import FAILED_STARTS
 from executors.batch.joblogs import last_lines
 from executors.batch.reasons import is_transient, refusal_advice
 from executors.batch.schedulers import Answer, CommandError, clean, refused, scheduler_of
+from executors.engines import dask_lodging
+from executors.engines.dask_class import UnnumberedError, listen_to, made
 from executors.engines.dask_foreign import Foreign
-from executors.engines.dask_keywords import fitting, found_class, offered
 from executors.engines.dask_lodging import guest_memory
-from executors.engines.dask_parts import CONFIG, QuietScheduler, security
-from executors.engines.dask_remote import TRIES, in_use, own_path
+from executors.engines.dask_parts import CONFIG
+from executors.engines.dask_remote import own_path
 from executors.engines.host import MEMORY, on_need, say
-from executors.engines.tls import make_certificate
-from executors.errors import EngineError, ExecutorsError, SiteError, UsageError
-from sites import ports
+from executors.errors import EngineError, ExecutorsError, SiteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,11 +40,6 @@ if TYPE_CHECKING:
 ANSWER = 60.0  # seconds that the cluster's own thread may take
 BACKOFF = 60.0
 CLOSE_WAIT = 8.0
-# What a class may not leave out without anybody being told.
-MISSED = frozenset(
-    {"cores", "memory", "queue", "account", "walltime", "python", "log_directory", "job_script_prologue",
-     "worker_extra_args"}
-)  # fmt: skip
 # Dask's own: a call whose worker was lost with its job is made again, and nobody is blamed.
 SETTINGS = {key: value for key, value in CONFIG.items() if key != "distributed.scheduler.allowed-failures"}
 
@@ -64,19 +59,17 @@ class Hired(Foreign):
         self._workers = self._bad = 0
         self._started: set[str] = set()  # jobs of which a worker has come
         self._shown: set[str] = set()  # jobs that the batch system knew
-        self._said = ""
+        self._said = self._last = ""  # of the jobs; of the last that was not taken
         self._pause = 0.0
         self._refused: dict[str, SiteError] = {}
         self._bell, self._closing = threading.Event(), threading.Event()
         self._asked = scheduler_of(str(site.scheduler), site.job.submit_options)
-        words = offered(site, setup)
-        folder = _folder(setup, self._asked.cancel_named)
-        guard = _guard(setup, folder)
-        plain = {"distributed.comm.require-encryption": guard is not None}
-        dask.config.set(SETTINGS | plain | {"temporary-directory": setup["private"]})
-        self._cluster = _made(site, words, guard)
-        _listen_to(self._cluster, self._not_taken)
+        dask.config.set(SETTINGS)
+        self._cluster, guard = made(site, setup, _folder(setup, self._asked.cancel_named))
+        listen_to(self._cluster, self._not_taken)
         super().__init__(setup, self._cluster.scheduler_address, guard)
+        # The scheduler, here, unpickles calls and pickles them again, for workers without any module of ours.
+        cloudpickle.register_pickle_by_value(dask_lodging)
         if site.shares_store:
             self.kit["settings"] |= {"path": own_path(setup["path"]), "cwd": str(Path.cwd())}
         per_job = setup["workers"]
@@ -96,7 +89,8 @@ class Hired(Foreign):
 
     def silence(self) -> str:
         """Why no worker came, as far as the batch system told."""
-        told = f": {self._said}" if self._said else ""
+        said = "; ".join(filter(None, (self._said, self._last)))
+        told = f": {said}" if said else ""
         return f"no worker came within {self._patience:.0f} s (--start-timeout){told}"
 
     def leave(self) -> None:
@@ -120,9 +114,9 @@ class Hired(Foreign):
     def _not_taken(self, job: Any, error: BaseException) -> None:
         """A submission of the class failed; called in the cluster's own thread."""
         said = clean(str(error).rpartition("stderr:\n")[2] or type(error).__name__)
-        transient = is_transient(said)
+        transient = is_transient(said) or isinstance(error, UnnumberedError)
         found = refused(Answer(1, "", said), str(self._site.dask.cluster), transient, refusal_advice(said))
-        self._refused[str(job.name)] = found
+        self._refused[str(job.name)], self._last = found, found.message
         if not transient:
             self._stop(found)
 
@@ -160,13 +154,22 @@ class Hired(Foreign):
         self._shown |= {state.id for state in found.values() if state.phase != "gone"}
         lost = [name for name, state in found.items() if self._over(state)]
         again = list(self._refused)
-        self._judge(found, [name for name in lost if found[name].id not in self._started])
+        vain = [name for name in lost if found[name].id not in self._started]
+        self._fetch([found[name].id for name in vain if found[name].ended])
+        self._judge(found, vain)
         self._pause = BACKOFF if again else 0.0
         for name in again:
             say("warning", self._refused.pop(name).message)
         if lost or again:
             self._cluster.sync(self._let_go, [*lost, *again], callback_timeout=ANSWER)
         self._grow()
+
+    def _fetch(self, ids: list[str]) -> None:
+        """Logs of spooled jobs, which stay with the batch system until they are asked for."""
+        try:
+            self._asked.fetch(ids)
+        except CommandError as error:
+            say("warning", f"logs of jobs could not be fetched: {error.message}")
 
     def _over(self, state: JobState) -> bool:
         """Whether another job has to take its place."""
@@ -222,7 +225,7 @@ class Hired(Foreign):
     async def _ids(self) -> dict[str, str]:
         """The jobs that there are, by the names of their workers; notes those of which a worker has come."""
         jobs = {name: getattr(job, "job_id", None) for name, job in self._cluster.workers.items()}
-        ids = {str(name): str(one) for name, one in jobs.items() if one}
+        ids = {str(name): self._id(str(one)) for name, one in jobs.items() if one}
         theirs = getattr(getattr(self._cluster, "scheduler", None), "workers", {}).values()
         there = [str(worker.name) for worker in theirs]
         come = {ids[name] for name in ids if any(one == name or one.startswith(f"{name}-") for one in there)}
@@ -230,6 +233,10 @@ class Hired(Foreign):
             self._bad = 0
         self._started |= come
         return ids
+
+    def _id(self, given: str) -> str:
+        """As HTCondor is asked: some classes keep the number of a cluster of one job."""
+        return f"{given}.0" if self._asked.name == "condor" and given.isdecimal() else given
 
     async def _let_go(self, names: list[str]) -> None:
         """Remove and forget jobs, so that the next ``scale`` has others: it may give them the same names."""
@@ -257,70 +264,3 @@ def _folder(setup: dict[str, Any], cancel: Callable[[str], None]) -> Path:
             cancel(setup["name"])
     folder.mkdir(mode=0o700)
     return folder
-
-
-def _guard(setup: dict[str, Any], folder: Path) -> Any:
-    """Our key, which workers read where it lies; without a common file system only what was typed goes."""
-    site: SiteProfile = setup["site"]
-    if setup.get("environment"):
-        raise UsageError(
-            f"--ship-env {site.job.ship}: {site.dask.cluster} carries no environment to its jobs; without "
-            "dask.cluster this program's own jobs do"
-        )
-    if site.shares_store:
-        certificate, key = make_certificate(folder)
-        return security(str(certificate), str(key))
-    if setup["insecure"]:
-        say("warning", f"{site.dask.cluster} unencrypted: who reaches the scheduler's port runs code as you")
-        return None
-    raise UsageError(
-        f"workers at {site.name} see no file of the runner's, and {site.dask.cluster} carries no key to "
-        "them: without dask.cluster this program's own jobs do. If you accept a connection that others can "
-        "read and use: --insecure"
-    )
-
-
-def _made(site: SiteProfile, words: dict[str, Any], guard: Any) -> Any:
-    """The cluster on the one address and a port that the site names."""
-    kind = found_class(str(site.dask.cluster))
-    given, missed = fitting(kind, words, site.dask.cluster_options)
-    if gone := MISSED.intersection(missed):
-        say("warning", f"{site.dask.cluster} does not take {', '.join(sorted(gone))}: said without")
-    host, taken = ports.address(site.network.address), set[int]()
-    protocol = "tls://" if guard is not None else "tcp://"
-    while True:
-        port = ports.pick(site.ports.scheduler, host, skip=taken, hint=site.ports.hint or "")
-        where = {"host": host, "port": port, "protocol": protocol, "dashboard": False,
-                 "dashboard_address": "127.0.0.1:0", "security": guard}  # fmt: skip
-        own = {
-            "scheduler_options": where,
-            "scheduler_cls": QuietScheduler,
-            "security": guard,
-            "protocol": protocol,
-        }
-        try:
-            return kind(**given, **own)
-        except Exception as error:  # the engine's edge: a class of others raises whatever it likes
-            if not in_use(error) or len(taken) >= TRIES:
-                raise EngineError(
-                    f"{site.dask.cluster} could not be made: {type(error).__name__}: {clean(str(error))}"
-                ) from error
-            taken.add(port)
-
-
-def _listen_to(cluster: Any, hear: Callable[[Any, BaseException], None]) -> None:
-    """Hear of refused submissions, which such classes only log."""
-    spec = getattr(cluster, "new_spec", None)
-    if not isinstance(spec, dict) or not isinstance(spec.get("cls"), type):
-        return
-
-    base = spec["cls"]
-
-    async def start(job: Any) -> None:
-        try:
-            await base.start(job)
-        except Exception as error:
-            hear(job, error)
-            raise
-
-    spec["cls"] = type(base.__name__, (base,), {"start": start})

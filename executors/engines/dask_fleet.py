@@ -1,13 +1,15 @@
 """The workers of batch jobs as the host sees them: who is connected, who has whom, how one ended.
 
-A lane takes one worker for itself and waits without asking; what the scheduler, a job's pilot and the crew
-say is told to the fleet. Nothing of Dask may enter: how a call travels is in ``dask_remote``.
+A lane takes one worker for itself and waits without asking; for a call it may use another lane's that has
+nothing to do. What the scheduler, a job's pilot and the crew say is told to the fleet. Nothing of Dask may
+enter: how a call travels is in ``dask_remote``.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from executors.engines.base import REMOVED, WorkerDied
@@ -37,6 +39,9 @@ class Member:
         self.address = address
         self.job = job_of(name)
         self.doomed = False
+        self.owner: object = None  # the lane that has it
+        self.busy = False  # with a call
+        self.since = 0.0  # when it began to have nothing to do
         self._lock = threading.Lock()
         self._gone = False
         self._death: WorkerDied | None = None
@@ -88,30 +93,92 @@ class Member:
 class Fleet:
     """Every worker that is connected; lanes wait here for one of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.on_started: Callable[[str], object] = lambda _: None  # the first worker of this job came
         self.on_heavy: Callable[[str], object] = lambda _: None  # a worker of this job took too much memory
         self.on_count: Callable[[int], object] = lambda _: None  # so many workers are connected
         self.order: Callable[[Member], object] = lambda _: None  # have this worker killed
         self.fate: Callable[[str, float], str] = lambda _, __: ""  # what the batch system knows of a job
-        self._changed = threading.Condition()
-        self._idle: deque[Member] = deque()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._unowned = threading.Condition(self._lock)  # a lane without any worker waits here
+        self._unused = threading.Condition(self._lock)  # a lane with a call, whose worker is gone
+        self._calls = 0  # how many wait there
         self._here: dict[str, Member] = {}
         self._past: OrderedDict[str, Member] = OrderedDict()
         self._jobs: set[str] = set()
         self._failure: SiteError | None = None
         self._refusals = 0
 
-    def take(self) -> Member:
-        """A connected worker for the caller alone; waits until there is one, or raises why none will come."""
-        with self._changed:
+    def take(self, lane: object) -> Member:
+        """A connected worker for this lane alone; waits until there is one, or raises why none will come."""
+        with self._lock:
             while True:
                 if self._failure is not None:
                     raise self._failure
-                while self._idle:
-                    if (member := self._idle.popleft()).usable:
-                        return member
-                self._changed.wait()
+                if (member := self._first(free=True)) is not None:
+                    member.owner = lane
+                    return member
+                self._unowned.wait()
+
+    def engage(self, own: Member | None, lane: object) -> Member:
+        """A worker for one call of this lane: its own, or else any that has nothing to do.
+
+        Workers may be fewer than lanes: when jobs are given up, or lost near the end and not replaced.
+        """
+        with self._lock:
+            if own is None or not own.usable or own.owner is not lane:
+                own = self._other()
+            own.owner, own.busy = lane, True
+            return own
+
+    def _other(self) -> Member:
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            if (member := self._first(free=True) or self._first(free=False)) is not None:
+                return member
+            self._calls += 1
+            try:
+                self._unused.wait()
+            finally:
+                self._calls -= 1
+
+    def _first(self, *, free: bool) -> Member | None:
+        """One that can take a call now; ``free``: and that no lane has."""
+        here = self._here.values()
+        return next((one for one in here if one.usable and not one.busy and not (free and one.owner)), None)
+
+    def disengage(self, member: Member) -> None:
+        """The call is over."""
+        with self._lock:
+            member.busy, member.since = False, self._clock()
+            self._unused.notify()
+
+    def rest(self, count: int, seconds: float) -> list[str]:
+        """At most so many jobs whose workers have had nothing to do for so long; they take no more calls."""
+        with self._lock:
+            latest = self._clock() - seconds
+            jobs: dict[str, list[Member]] = {}
+            for member in self._here.values():
+                jobs.setdefault(member.job, []).append(member)
+            idle = {
+                job: max(one.since for one in members)
+                for job, members in jobs.items()
+                if all(one.usable and not one.busy and one.since <= latest for one in members)
+            }
+            chosen = sorted(idle, key=lambda job: idle[job])[: max(0, count)]
+            for job in chosen:
+                for member in jobs[job]:
+                    member.doomed = True
+            return chosen
+
+    def retire(self, member: Member, lane: object) -> None:
+        """Have it replaced, unless it is another lane's by now."""
+        with self._lock:
+            mine = member.owner is lane
+        if mine:
+            self.kill(member)
 
     def kill(self, member: Member) -> None:
         """Have it killed, wherever it is; nobody gets it again."""
@@ -136,28 +203,28 @@ class Fleet:
 
     def _is_largest(self, member: Member) -> bool:
         """Whether no other worker of its job was larger, as far as the pilot could say it."""
-        with self._changed:
+        with self._lock:
             others = [one for one in (*self._here.values(), *self._past.values()) if one.job == member.job]
         return member.peak >= max(one.peak for one in (*others, member))
 
     def joined(self, name: str, address: str) -> None:
         """A worker has connected."""
         member = Member(name, address)
-        with self._changed:
+        with self._lock:
+            member.since = self._clock()
             self._here[name] = member
             self._refusals = 0
             count = len(self._here)
             first = member.job not in self._jobs
             self._jobs.add(member.job)
-            self._idle.append(member)
-            self._changed.notify()
+            (self._unused if self._calls else self._unowned).notify()
         if first:
             self.on_started(member.job)
         self.on_count(count)
 
     def left(self, name: str) -> None:
         """A worker's connection is gone."""
-        with self._changed:
+        with self._lock:
             member = self._here.pop(name, None)
             count = len(self._here)
             if member is not None:
@@ -170,7 +237,7 @@ class Fleet:
 
     def buried(self, name: str, death: WorkerDied) -> None:
         """A pilot says how a worker of its job ended."""
-        with self._changed:
+        with self._lock:
             member = self._here.get(name) or self._past.get(name)
         if member is not None:
             member.buried(death)
@@ -179,7 +246,7 @@ class Fleet:
 
     def refused(self, text: str) -> None:
         """A new worker could not be dressed; when that is the rule, no worker will ever come."""
-        with self._changed:
+        with self._lock:
             self._refusals += 1
             hopeless = self._refusals >= REFUSALS and not self._here
         if hopeless:
@@ -187,6 +254,7 @@ class Fleet:
 
     def fail(self, failure: SiteError) -> None:
         """No worker will come any more: whoever waits for one hears why."""
-        with self._changed:
+        with self._lock:
             self._failure = self._failure or failure
-            self._changed.notify_all()
+            self._unowned.notify_all()
+            self._unused.notify_all()

@@ -15,6 +15,7 @@ import platform
 import socket
 import threading
 import time
+import urllib.parse
 import uuid
 from collections import deque
 from pathlib import Path
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from sites.profile import SiteProfile
 
 ENCRYPTED = ("tls://", "wss://")
+SCHEMES = ("tls", "wss", "tcp", "ws")
 CONNECT_WAIT = 30.0
 PROBE_WAIT = 10.0
 LOOK = 5.0
@@ -180,11 +182,13 @@ class Foreign:
                 self.counted(threads)
                 before = threads
             time.sleep(LOOK)
-        self.fail(f"the scheduler at {self.address} is gone")
+        self.fail(
+            f"the scheduler at {self.address} is gone; when it is back, the same command goes on from here"
+        )
 
     def counted(self, threads: int) -> None:
         """So many calls can be made at once from now on."""
-        say("status", f"{threads} workers at {self.address}")
+        say("status", f"{threads} worker{'' if threads == 1 else 's'} at {self.address}")
 
     def refused(self, text: str) -> None:
         """A worker cannot make our calls; when that is the rule, none ever will."""
@@ -287,12 +291,25 @@ def _address(site: SiteProfile, *, insecure: bool) -> str:
         )
     if "://" not in address:
         address = f"tls://{address}"
+    if not _possible(address):
+        raise UsageError(
+            f"{address[:100]!r} is not the address of a Dask scheduler: --scheduler-address tls://HOST:PORT, "
+            "as its Client or dashboard shows it"
+        )
     if not address.startswith(ENCRYPTED) and not insecure:
         raise UsageError(
             f"the scheduler at {address} is not encrypted: whoever reaches it runs code as you and reads "
             "what you send. Use its tls:// address; if it has none and you accept that: --insecure"
         )
     return address
+
+
+def _possible(address: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(address)
+        return parts.scheme in SCHEMES and bool(parts.hostname) and bool(parts.port) and not parts.path
+    except ValueError:  # a port that is none
+        return False
 
 
 def _security(site: SiteProfile, address: str) -> Any:

@@ -16,31 +16,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executors.batch import allowed
-from executors.batch.condor_text import MARK
+from executors.batch.condor_text import MARK, SPOOL
 from executors.batch.render import render
-from executors.batch.script import quoted
+from executors.batch.script import exports, quoted
 from executors.batch.spec import spec_of
 from executors.errors import EngineError, UnknownNameError, UsageError
+from sites import clusters, ports
+from sites.clusters import KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from executors.batch.spec import JobSpec
     from sites.profile import SiteProfile
 
-KEY = "dask.cluster"
-CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 MARKS = {"slurm": "#SBATCH ", "sge": "#$ ", "pbs": "#PBS ", "lsf": "#BSUB "}
 OWN_WORDS = ("queue", "walltime", "account", "image")
 MACRO = re.compile(r"\$[A-Za-z0-9_]*\(", re.ASCII)  # HTCondor's, which knows no quotes
 SETUP_FAILED = 78
+PAGES = "DASK_DISTRIBUTED__WORKER__HTTP__ROUTES"
 SCRATCH = "${TMPDIR:-/tmp}"
-# Where the packages come from that are no more than a pip install away from their names.
-PACKAGES = {
-    "dask_jobqueue": "dask-jobqueue",
-    "dask_lxplus": "dask-lxplus",
-    "lpcjobqueue": "git+https://github.com/CoffeaTeam/lpcjobqueue.git",
-}
+# Keywords that a class takes out of its own before any signature says so.
+UNSAID = {"lpcjobqueue": frozenset({"transfer_input_files"})}
+# What of our own text makes HTCondor carry files, and nothing else, to a job and back.
+CARRIES = frozenset(
+    {"should_transfer_files", "transfer_input_files", "when_to_transfer_output", "transfer_output_files",
+     "leave_in_queue"}
+)  # fmt: skip
+# What the class for a batch system does not say of a job at all: of Grid Engine's neither cores nor memory.
+LEFT_OUT = {"sge": ("-S ", "-pe ", "-l mem_free=")}
+NODE = "${_CONDOR_SCRATCH_DIR:-.}"  # where they are then
+# What the profile only proposes: a word of the user's own counts more.
+PROPOSED = frozenset({"batch_name", "container_runtime", "transfer_input_files", "worker_image"})
 # What only the engine can say; beside these an option may not take what a key of the site says already.
 OURS = frozenset(
     {"scheduler_options", "scheduler_cls", "security", "protocol", "interface", "host", "dashboard_address",
@@ -52,17 +59,13 @@ OURS = frozenset(
 
 def found_class(name: str) -> type:
     """The class that ``module:Class`` means; else what to install or to write."""
-    if not CLASS.fullmatch(name):
-        raise UsageError(
-            f"{KEY} cannot be {allowed.shown(name)}: module:Class, as dask_jobqueue:SLURMCluster"
-        )
-    module, _, kind = name.partition(":")
+    module, _, kind = clusters.checked(name).partition(":")
     try:
         found = getattr(importlib.import_module(module), kind, None)
     except ImportError as error:
-        package = PACKAGES.get(module.partition(".")[0], module.partition(".")[0])
+        mend = clusters.lacks(name)[1] or f"pip install {clusters.package(name)}"
         raise EngineError(
-            f"{KEY}: {module} cannot be imported ({error}). Beside the runner: pip install {package}"
+            f"{KEY}: {module} cannot be imported ({error}). Beside the runner: {mend}"
         ) from error
     if found is None:
         near = [one for one in dir(importlib.import_module(module)) if one.endswith("Cluster")]
@@ -74,7 +77,7 @@ def found_class(name: str) -> type:
 
 def accepted(kind: type) -> set[str]:
     """Every keyword that the class takes, itself or for its jobs."""
-    names: set[str] = set()
+    names = set(UNSAID.get(kind.__module__.partition(".")[0], ()))
     for chain in (kind, getattr(kind, "job_cls", None)):
         if not isinstance(chain, type):
             continue
@@ -101,24 +104,29 @@ def fitting(
     given.pop("project" if "account" in known else "account", None)  # one thing under two names
     for key, value in options.items():
         field = f"dask.cluster_options.{key}"
-        if key in OURS or key in given:
+        if key in OURS or (key in given and key not in PROPOSED):
             raise UsageError(f"{field}: {key} is said by the site's other keys or by the runner itself")
         if key not in known:
             raise UnknownNameError.of(
                 f"keyword of {kind.__name__}", key[:80], known - OURS, "(dask.cluster_options)"
             )
-        given[key] = allowed.word(field, value) if isinstance(value, str) else value
+        word = allowed.word(field, value) if isinstance(value, str) else value
+        given[key] = [*given.get(key, ()), word] if key == "transfer_input_files" else word
+    if "worker_image" in options and "container_runtime" not in options:
+        given.pop("container_runtime", None)  # ours is for the profile's image
     return {key: value for key, value in given.items() if key in known}, sorted(given.keys() - known)
 
 
-def offered(site: SiteProfile, setup: Mapping[str, Any]) -> dict[str, Any]:
-    """What the profile says of a job; None where it says nothing. UsageError names what cannot be said."""
-    scheduler, workers = str(site.scheduler), int(setup["workers"])
-    python = allowed.word("job.python (--worker-python)", site.job.python or setup["python"])
-    private = allowed.path("the folder for keys", Path(setup["private"]))
-    spec = spec_of(
-        site, name=setup["name"], command=(python,), folder=Path(private), logs=Path(setup["logs"])
-    )
+def offered(
+    site: SiteProfile, setup: Mapping[str, Any], carried: Sequence[Path] = (), sourced: str = ""
+) -> dict[str, Any]:
+    """What the profile says of a job; None where it says nothing. UsageError names what cannot be said.
+
+    ``carried``: files that go along with each job, by HTCondor alone; ``sourced``: one that its shell reads.
+    """
+    spec = described(site, setup, carried)
+    scheduler, workers, python = str(site.scheduler), int(setup["workers"]), spec.command[0]
+    private = allowed.path("the folder for keys", spec.folder)
     _refuse_image(scheduler, spec)
     said = {one: None if _by_directive(scheduler, spec, one) else getattr(spec, one) for one in OWN_WORDS}
     return {
@@ -131,8 +139,13 @@ def offered(site: SiteProfile, setup: Mapping[str, Any]) -> dict[str, Any]:
         "project": said["account"],
         "walltime": _clock(scheduler, said["walltime"]),
         "job_name": spec.name,
+        "batch_name": spec.name,
+        "image": spec.image,
+        "worker_image": spec.image,
+        "container_runtime": "none" if spec.image is None else "singularity",
+        "transfer_input_files": [str(one) for one in carried] or None,
         "job_extra_directives": directives(scheduler, spec),
-        "job_script_prologue": prologue(scheduler, spec),
+        "job_script_prologue": prologue(scheduler, spec, sourced),
         "nanny": workers > 1,
         "python": python,
         "log_directory": allowed.path("the log folder", spec.logs),
@@ -143,6 +156,24 @@ def offered(site: SiteProfile, setup: Mapping[str, Any]) -> dict[str, Any]:
         "submit_command_extra": list(spec.submit_options) or None,
         "cancel_command_extra": _server(spec.submit_options) or None,
     }
+
+
+def described(site: SiteProfile, setup: Mapping[str, Any], carried: Sequence[Path] = ()) -> JobSpec:
+    """The job as we would say it, but that its command is the interpreter alone."""
+    return spec_of(
+        site,
+        name=setup["name"],
+        command=(allowed.word("job.python (--worker-python)", site.job.python or setup["python"]),),
+        folder=Path(setup["private"]),
+        logs=Path(setup["logs"]),
+        env=setup.get("env", {}),
+        transfer=carried,
+    )
+
+
+def environment(site: SiteProfile, setup: Mapping[str, Any]) -> str:
+    """What a job's shell reads for its variables: others may see its arguments, but not this."""
+    return exports(str(site.scheduler), described(site, setup))
 
 
 def _refuse_image(scheduler: str, spec: JobSpec) -> None:
@@ -162,11 +193,17 @@ def directives(scheduler: str, spec: JobSpec) -> dict[str, str] | list[str]:
     without = {one: None for one in OWN_WORDS if _by_directive(scheduler, spec, one)}
     bare = replace(spec, directives={}, proxy=None, **without)  # type: ignore[arg-type]
     usual = set(_lines(scheduler, bare))
-    more = [line for line in _lines(scheduler, spec) if line not in usual]
+    lines = list(_lines(scheduler, spec))
+    more = [line for line in lines if line not in usual]
     if scheduler != "condor":
-        return more
+        return [one for one in lines if one.startswith(LEFT_OUT.get(scheduler, ()))] + more
+    said = dict(line.split(" = ", 1) for line in more)
+    if spec.transfer:
+        said |= {key: text for key, text in (line.split(" = ", 1) for line in lines) if key in CARRIES}
+    if SPOOL in spec.submit_options:  # what is spooled cannot be streamed; the classes ask for it
+        said |= {"Stream_Output": "False", "Stream_Error": "False"}
     # The name by which jobs are asked for and removed, by the runner and by what outlives it.
-    return dict(line.split(" = ", 1) for line in more) | {f"MY.{MARK}": f'"{spec.name}"'}
+    return said | {f"MY.{MARK}": f'"{spec.name}"'}
 
 
 def _lines(scheduler: str, spec: JobSpec) -> Iterator[str]:
@@ -178,11 +215,14 @@ def _lines(scheduler: str, spec: JobSpec) -> Iterator[str]:
     yield from (line.removeprefix(mark) for line in files["job.sh"].splitlines() if line.startswith(mark))
 
 
-def prologue(scheduler: str, spec: JobSpec) -> list[str]:
+def prologue(scheduler: str, spec: JobSpec, sourced: str = "") -> list[str]:
     """Shell lines before the worker: each for itself, so that an open quote breaks itself alone."""
-    lines = ["umask 077"]
+    # Without a dashboard a worker still answers anybody's HTTP on its machine: so there are no pages.
+    lines = ["umask 077", f"export {PAGES}=[]"]
     if scheduler == "condor":  # its jobs have no PATH
         lines.append("export PATH=${PATH:-/usr/local/bin:/usr/bin:/bin}")
+    if sourced:
+        lines.append(f". {sourced}")
     for number, given in enumerate(spec.setup, 1):
         field = f"job.setup[{number}] (--worker-setup)"
         text = allowed.line(field, given)
@@ -205,8 +245,8 @@ def worker_words(site: SiteProfile, workers: int) -> Iterator[str]:
     if workers == 1:
         yield from ("--worker-port", f"{first}:{last}")
         return
-    middle = (first + last) // 2
-    yield from ("--worker-port", f"{first}:{middle}", "--nanny-port", f"{min(middle + 1, last)}:{last}")
+    own, nannies = ports.parted((first, last), 2)
+    yield from ("--worker-port", f"{own[0]}:{own[1]}", "--nanny-port", f"{nannies[0]}:{nannies[1]}")
 
 
 def _clock(scheduler: str, seconds: float | None) -> str | None:

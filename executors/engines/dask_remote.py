@@ -155,7 +155,7 @@ def build(setup: dict[str, Any]) -> Callable[[int], Slot]:
     fleet.order, fleet.fate = cluster.scheduler.give_order, crew.fate
     fleet.on_started, fleet.on_count = _aside(crew.started), _aside(crew.seen)
     fleet.on_heavy = _aside(crew.outgrown)
-    crew.on_failure = fleet.fail
+    crew.on_failure, crew.idle = fleet.fail, fleet.rest
     on_need(lambda tasks: crew.need(-(-tasks // setup["workers"])))
     crew.want(setup["jobs"])
     say(
@@ -181,7 +181,7 @@ def open_scheduler(site: SiteProfile, guard: Any, fleet: Fleet) -> Any:
     host = ports.address(site.network.address)
     taken: set[int] = set()
     while True:
-        port = ports.pick(site.ports.scheduler, host, skip=taken)
+        port = ports.pick(site.ports.scheduler, host, skip=taken, hint=site.ports.hint or "")
         options = {"host": host, "port": port, "protocol": "tls", "dashboard": False, "security": guard}
         try:
             return distributed.SpecCluster(
@@ -295,14 +295,17 @@ class RemoteSlot:
     def ready(self) -> None:
         """Return when a worker is there; the crew's error if none will come."""
         if self._member is None or not self._member.usable:
-            self._member = self._fleet.take()
+            self._member = self._fleet.take(self)
 
     def call(self, blob: bytes) -> bytes | bytearray:
-        """The outcome of one call on this slot's own worker."""
-        self.ready()
-        member = self._member
-        if member is None:
-            raise WorkerDied.of("lost")
+        """The outcome of one call, on this slot's own worker while there is one."""
+        member = self._member = self._fleet.engage(self._member, self)
+        try:
+            return self._call(member, blob)
+        finally:
+            self._fleet.disengage(member)
+
+    def _call(self, member: Member, blob: bytes) -> bytes:
         awake = self._awake
         awake.clear()
         member.on_gone(awake.set)
@@ -341,12 +344,12 @@ class RemoteSlot:
         member = self._member
         if member is not None and member.name == worker:
             self._member = None
-            self._fleet.kill(member)
+            self._fleet.retire(member, self)
 
     def kill(self, why: str) -> None:  # noqa: ARG002 - the runner remembers why
         """Have the worker killed by its pilot."""
         member = self._member
-        if member is not None:
+        if member is not None and member.busy and member.owner is self:
             self._fleet.kill(member)
             self._awake.set()  # it is waited for no longer than a kill may take
 

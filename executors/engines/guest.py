@@ -76,7 +76,11 @@ def misfit(needs: dict[str, str]) -> str:
         for name, want in needs.items()
         if here.get(name) != want
     ]
-    return f"has {', '.join(wrong)} (its Python is {sys.executable})" if wrong else ""
+    if not wrong:
+        return ""
+    return (
+        f"has {', '.join(wrong)} (its Python is {sys.executable}): install the same versions here and there"
+    )
 
 
 def _refuse(sock: socket.socket, text: str) -> int:

@@ -19,9 +19,11 @@ from executors.engines.nursery import Nursery, thread_limits
 from executors.engines.places import Places
 from executors.engines.pool import Pool
 from executors.errors import EngineError
+from sites import clusters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from executors.engines.base import Resources
     from sites.profile import SiteProfile
@@ -36,12 +38,15 @@ GOODBYE = 10.0  # seconds
 def open_hosted(name: str, target: str, site: SiteProfile, want: Resources) -> Iterator[Pool]:
     """A pool whose workers are behind a host process that runs ``target``; leaving ends everything."""
     batch = site.scheduler not in (None, EXISTING)
-    with Places(name, want, site.paths.logs if batch else ()) as places:
+    with contextlib.ExitStack() as stack:
+        places = stack.enter_context(Places(name, want, site.paths.logs if batch else ()))
         given = {**site.env, **want.env}
         env = given | thread_limits(want.cores, given)
         job = _job_name()
         _allow_files(want.lanes)
-        site, sent = _sent_to(site, places, want) if batch else (site, {})
+        site, sent = _sent_to(_settled(site, want), places, want) if batch else (site, {})
+        if batch:
+            stack.enter_context(_noted(site, want, job, places))
         nursery = Nursery(
             places.logs,
             env=want.env if batch else env,
@@ -75,10 +80,27 @@ def _take_leave(host: Host, nursery: Nursery) -> None:
     nursery.close()
 
 
+def _noted(site: SiteProfile, want: Resources, job: str, places: Places) -> AbstractContextManager[None]:
+    """What the dead have left is removed, and what we would leave is written down."""
+    from executors.engines import leftovers
+
+    if want.sole and want.log_dir is not None:
+        leftovers.remove(places.logs, want.scratch, want.tell or (lambda _level, _text: None))
+    return leftovers.noted(want.log_dir and places.logs, site, job, places.private)
+
+
 def _farewell(site: SiteProfile, job: str) -> Sequence[Sequence[str]]:
     from executors.batch.schedulers import scheduler_of
 
     return [scheduler_of(str(site.scheduler), site.job.submit_options).cancel_argv(job)]
+
+
+def _settled(site: SiteProfile, want: Resources) -> SiteProfile:
+    """The site with the class that submits its jobs, if another's is to and can."""
+    site, why = clusters.settled(site)
+    if why and want.tell is not None:
+        want.tell("warning", why)
+    return site
 
 
 def _sent_to(site: SiteProfile, places: Places, want: Resources) -> tuple[SiteProfile, dict[str, Any]]:

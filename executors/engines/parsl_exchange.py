@@ -128,6 +128,10 @@ class Exchange:
         found: list[dict[str, Any]] = self._executor.command_client.run("MANAGERS", timeout_s=ANSWER_LIMIT)
         return found
 
+    def hold(self, manager: str) -> None:
+        """Give this manager no more calls."""
+        self._executor.command_client.run(["HOLD_MANAGER", manager], timeout_s=ANSWER_LIMIT)
+
     def close(self) -> None:
         """End the interchange; managers end when they no longer hear it."""
         self._executor.shutdown()
@@ -178,7 +182,7 @@ def _worker_ports(site: SiteProfile, host: str) -> tuple[int, int]:
     span = site.ports.scheduler
     if span is None:
         return ANY_PORT
-    first = pick(span, host)
+    first = pick(span, host, hint=site.ports.hint or "")
     return (first, span[1] + 1)
 
 

@@ -74,7 +74,7 @@ def open_berths(setup: dict[str, Any], give_up: Callable[[str], object]) -> Bert
         scheduler, described(site, place, NOTHING), site.limits, say, grow=growing(site, place, described)
     )
     berths = Berths(exchange, crew, lanes=setup["workers"] * setup["jobs"], give_up=give_up)
-    crew.on_failure = lambda _: berths.wake()
+    crew.on_failure, crew.idle = lambda _: berths.wake(), berths.idle
     berths.start()
     on_need(lambda tasks: crew.need(-(-tasks // setup["workers"])))
     crew.want(setup["jobs"])
@@ -218,6 +218,19 @@ class Berths:
         job = error.manager_id.decode(errors="replace").rpartition("-")[0]
         unknown = f"lost: job {job} is not heard any more"
         return WorkerDied.of(self._crew.fate(job, FATE_WAIT) or unknown)
+
+    def idle(self, count: int, seconds: float) -> list[str]:
+        """At most so many jobs that have had nothing to do for so long; they are given no more tasks."""
+        with contextlib.suppress(CommandClientTimeoutError, CommandClientBadError):  # the watch notices it
+            managers = self._exchange.managers()
+            quiet = [one for one in managers if not one["tasks"] and one["idle_duration"] >= seconds]
+            quiet.sort(key=lambda one: -float(one["idle_duration"]))
+            for one in quiet[: max(0, count)]:
+                self._exchange.hold(one["manager"])
+            # A task may have come between; then the job is held, and goes when it has nothing to do again.
+            free = {one["manager"] for one in self._exchange.managers() if not one["tasks"]}
+            return [str(one["block_id"]) for one in quiet[: max(0, count)] if one["manager"] in free]
+        return []
 
     def outgrown(self, job: str) -> None:
         """A process of this job needed more memory than is its own."""

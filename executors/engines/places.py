@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -35,6 +36,7 @@ class Places:
         try:
             if base is not None:
                 base.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _require_kept(Path(base or tempfile.gettempdir()).resolve())
             self.private = Path(tempfile.mkdtemp(prefix=f"{engine}-", dir=base)).resolve()
             _require_private(self.private)
             self.logs = (want.log_dir or self.private).resolve()
@@ -65,6 +67,17 @@ def _require_private(folder: Path) -> None:
             f"keys cannot be kept secret in {folder.parent}: on its file system ({kind}) modes do not keep "
             "others out. Use another --outputdir, or for batch systems that carry files, another TMPDIR"
         )
+
+
+def _require_kept(base: Path) -> None:
+    """Refuse a place where anybody could put their folder in the place of ours: jobs run what is in it."""
+    for folder in (base, *base.parents):
+        mode = folder.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise SiteError(
+                f"{folder} can be written by everybody, who could exchange keys and programs below it: "
+                f"chmod o-w {folder} (or +t), or use another folder (--outputdir, TMPDIR)"
+            )
 
 
 def _allowed_base(allowed: Sequence[str]) -> Path | None:

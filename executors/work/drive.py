@@ -136,6 +136,7 @@ class Drive:
             self.merging.consider(node)
         while not self._stopping():
             self._hand_out()
+            self._tell_pool()
             if not self._inflight:
                 if not self._later:
                     if self._refilled():
@@ -343,7 +344,6 @@ class Drive:
             self._put_errors = 0
         self._learn(receipt)
         self._measured(task, receipt)
-        self._tell_pool()
         self.ledger.took(receipt, task)
         covered = [p.node for p in good] + [blame.chunk_node(task, f.file, f.chunk) for f in failed]
         self._requeue(task.node, covered)
@@ -585,10 +585,13 @@ class Drive:
         return max(self.terms.patience, 20 * self._per_chunk * max(1, assignment.chunks))
 
     def _tell_pool(self) -> None:
-        """Towards the end, let the pool give up machines that it still waits for."""
+        """Towards the end, let the pool give up machines: those it waits for, those without work."""
         need = getattr(self.pool, "need", None)
-        left = max(1, self.ledger.chunks_left())
-        if need is not None and (left < 0.8 * self._needed or self._needed < left <= self.terms.slots):
+        if need is None:
+            return
+        coming = self._stack or self._later or self.ledger.uncut
+        left = max(1, self.ledger.chunks_left() if coming else len(self._inflight))
+        if left < 0.8 * self._needed or self._needed < left <= self.terms.slots:
             self._needed = left
             need(left)
 

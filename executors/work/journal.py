@@ -10,6 +10,8 @@ import time
 import zlib
 from typing import IO, TYPE_CHECKING, Any
 
+from executors.work.store import ours
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -28,7 +30,7 @@ class Journal:
         self._file: IO[bytes] | None = None
         self._flushed = 0.0
         try:
-            self._file = path.open("ab", buffering=1 << 16)
+            self._file = open(path, "ab", buffering=1 << 16, opener=ours)  # noqa: SIM115
             if self._file.tell():
                 # The last line may be torn: it must not take the next one along.
                 self._file.write(b"\n")

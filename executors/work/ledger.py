@@ -68,6 +68,11 @@ class Ledger:
         self._chunks[dataset] += chunks
         self._uncut -= events
 
+    @property
+    def uncut(self) -> int:
+        """Events that are not in any chunk yet."""
+        return self._uncut
+
     def chunks_left(self) -> int:
         """Chunks still to be done; where they are not cut yet, rather too many than too few."""
         planned = self.chunks_planned

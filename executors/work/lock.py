@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executors.errors import LockedError, SiteError
+from executors.work.store import make_folder, ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,7 +111,7 @@ class Lock:
         temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
         try:
             if self.path.exists():
-                temporary.write_text("{}")
+                _write(temporary, "{}")
                 temporary.replace(self.path)
         except OSError:
             # On a full disk the file itself goes: a number that is used twice is a lesser risk than a lock
@@ -124,7 +125,7 @@ class Lock:
 def hold(folder: Path, wait: float = 0.0, lost: threading.Event | None = None) -> Iterator[Lock]:
     """Hold the folder's lock, or raise ``LockedError`` naming who does; overtaken, it sets ``lost``."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock = _acquire(folder, time.monotonic() + wait)
     except OSError as error:
         raise SiteError(
@@ -218,12 +219,17 @@ def _renewed(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
+def _write(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8", opener=ours) as file:
+        file.write(text)
+
+
 def _take(folder: Path, number: int) -> Lock | None:
     """Make the lock of that number, or None if somebody else was quicker."""
     path = folder / f"lock.{number}"
     temporary = folder / f".lock.{secrets.token_hex(6)}"
     try:
-        temporary.write_text(json.dumps(_own()))
+        _write(temporary, json.dumps(_own()))
         os.link(temporary, path)
     except FileExistsError:
         return None

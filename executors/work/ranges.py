@@ -13,6 +13,8 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from executors.work.store import ours
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -30,7 +32,7 @@ class Ranges:
 
     def __init__(self, path: Path) -> None:
         # Unbuffered: what is handed out is on record when this process is killed.
-        self._file = path.open("ab", buffering=0)
+        self._file = open(path, "ab", buffering=0, opener=ours)  # noqa: SIM115 - closed below; Path.open takes no opener
         if self._file.tell():
             self._write(b"\n")  # after what may be a torn line
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import xxhash
 
-from executors.errors import DamagedError
+from executors.errors import DamagedError, UsageError
 from executors.work.model import Node
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ FIRST = 4096  # bytes read at once: more than the head of most objects
 SPARE = 40  # bytes kept in a head for a number that is known last
 SUFFIX = ".part"
 TEMPORARY = ".tmp"
+BLOB = "blob "  # so begin the sections that are pickles: reading one runs code
+OURS = 0o644  # of files; whatever the umask, nobody else may write what we shall read
 NO_FILE = frozenset(  # an object is not there or cannot be had back; all else says that something is short
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ESPIPE, errno.EIO}
 )
@@ -138,18 +140,18 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> int:
+def write_whole(path: Path, pieces: Iterable[bytes | memoryview], mode: int = OURS) -> int:
     """Write a file so that its name shows nothing or the whole of it; return its size."""
-    with _replacing(path) as fd:
+    with _replacing(path, mode) as fd:
         return sum(_write_all(fd, piece) for piece in pieces)
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[int]:
+def _replacing(path: Path, mode: int = OURS) -> Iterator[int]:
     """A file beside the final one that takes its name when all is on disk, and vanishes on any failure."""
-    _make_folder(path.parent)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}{TEMPORARY}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:
             yield fd
@@ -164,10 +166,21 @@ def _replacing(path: Path) -> Iterator[int]:
     fsync_folder(path.parent)
 
 
-def _make_folder(folder: Path) -> None:
+def ours(path: str, flags: int) -> int:
+    """An opener for files that nobody else may write to, whatever the umask."""
+    return os.open(path, flags, OURS)
+
+
+def make_folder(folder: Path) -> None:
+    """A folder, and those above it that are missing: durable, and only ours to write to, whatever the umask.
+
+    Who can write in a run's folders can exchange what the next run reads there and what its jobs run.
+    """
     if folder.is_dir():
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    for one in [folder, *folder.parents][::-1]:
+        if not one.is_dir():
+            one.mkdir(mode=0o755, exist_ok=True)
     # A durable file in a folder that a power cut takes away is none.
     fsync_folder(folder.parent)
 
@@ -453,6 +466,7 @@ class Store:
         name = object_name(node, identity)
         with self._open(node, identity) as fd:
             header = self._header(fd, node, identity)
+            _check_owner(fd, header, f"{self.root}/{name}")
             return header, {section: read_section(fd, blocks, name) for section, blocks in header.sections}
 
     def reading(self, node: Node, identity: str, header: Header | None = None) -> Reading:
@@ -461,7 +475,9 @@ class Store:
         with _as_damage(name):
             fd = _open_again(f"{self.root}/{name}")
             try:
-                return Reading(fd, node, identity, header or self._header(fd, node, identity), name)
+                found = header or self._header(fd, node, identity)
+                _check_owner(fd, found, f"{self.root}/{name}")
+                return Reading(fd, node, identity, found, name)
             except BaseException:
                 os.close(fd)
                 raise
@@ -553,6 +569,19 @@ def _check_identity(header: Header, node: Node, identity: str) -> None:
     if about.get("id") != identity or about.get("node") != list(node):
         name = object_name(node, identity)
         raise DamagedError(f"{name}: holds another object ({about.get('id')})", name=name)
+
+
+def _check_owner(fd: int, header: Header, path: str) -> None:
+    """Refuse an object with code in it that somebody else has put there; numbers may be anybody's."""
+    if not any(name.startswith(BLOB) for name, _ in header.sections):
+        return
+    owner = os.fstat(fd).st_uid
+    if owner not in (0, os.geteuid()):
+        raise UsageError(
+            f"{path} belongs to another user (id {owner}), and reading it would run code that it holds. In a "
+            "run of yours: remove it, and the same command makes it anew",
+            path=path,
+        )
 
 
 def check_bytes(data: bytes, node: Node, identity: str) -> Stamp:

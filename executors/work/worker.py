@@ -25,7 +25,7 @@ from executors.work import memory, processes, tree
 from executors.work.answers import words
 from executors.work.model import ChunkRecord, Failure, FileSlice, Kind, Node, Part, Receipt
 from executors.work.plan import equal_parts
-from executors.work.store import Store, frame
+from executors.work.store import Store, frame, ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,7 @@ class Note:
         self._file: io.FileIO | None = None
         # Notes only sharpen the blame: a full disk must not fail a task that could still run.
         with contextlib.suppress(OSError):
-            self._file = io.FileIO(self.path, "w")
+            self._file = io.FileIO(self.path, "w", opener=ours)
 
     def chunk(self, file: int, chunk: int, limit: float | None) -> None:
         """Say which chunk comes now, and have the process end itself if it takes too long."""
@@ -169,9 +169,17 @@ def printed(place: Place) -> Iterator[None]:
     finally:
         if text := stream.text():
             log = place.run / "logs" / f"printed-{socket.gethostname()}-{os.getpid()}.log"
-            with contextlib.suppress(OSError), log.open("a", encoding="utf-8", errors="replace") as out:
+            # Theirs alone to read: people print what they are looking for, tokens included.
+            with (
+                contextlib.suppress(OSError),
+                open(log, "a", encoding="utf-8", errors="replace", opener=_private) as out,
+            ):
                 if out.tell() < PRINTED_A_TASK * 64:
                     out.write(text)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def perform(task: Task, analysis: Analysis, place: Place) -> Receipt:

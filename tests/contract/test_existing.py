@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from real.servers import python as other_python
 
 from executors import contract_tasks as tasks
 from executors.contract import EngineContract
@@ -47,7 +48,7 @@ if __name__ == "__main__":
 class Cluster:
     """A scheduler with two workers in processes that have never heard of this package."""
 
-    def __init__(self, folder: Path, protocol: str = "tls") -> None:
+    def __init__(self, folder: Path, protocol: str = "tls", python: str = sys.executable) -> None:
         self.folder = folder
         folder.chmod(0o700)
         make_certificate(folder)
@@ -57,7 +58,7 @@ class Cluster:
         root = str(Path(__file__).resolve().parents[2])
         packages = str(Path(psutil.__file__).parents[1])
         self.process = subprocess.Popen(
-            [sys.executable, "-S", str(script), str(folder), protocol, root, packages],
+            [python, "-S", str(script), str(folder), protocol, root, packages],
             stdout=subprocess.PIPE,
             stderr=(folder / "cluster.err").open("wb"),
             text=True,
@@ -185,6 +186,12 @@ def test_a_scheduler_that_is_not_there_is_named(cluster, tmp_path):
     [
         (Dask(), UsageError, "--scheduler-address"),
         (Dask(address="tcp://127.0.0.1:8786"), UsageError, "--insecure"),
+        (Dask(address="localhost"), UsageError, "tls://HOST:PORT"),
+        (Dask(address="tls//localhost:8786"), UsageError, "tls://HOST:PORT"),
+        (Dask(address="http://localhost:8787/status"), UsageError, "tls://HOST:PORT"),
+        (Dask(address="localhost:99999"), UsageError, "tls://HOST:PORT"),
+        (Dask(address="tls://localhost:abc"), UsageError, "tls://HOST:PORT"),
+        (Dask(address="tls://[::1:8786"), UsageError, "tls://HOST:PORT"),
         (Dask(address="tls://127.0.0.1:8786", tls_ca="/no/such", tls_cert="/no/such"), SiteError, "/no/such"),
     ],
 )
@@ -192,6 +199,30 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(dask, error, text):
     site = SiteProfile(name="theirs", scheduler="existing", dask=dask)
     with pytest.raises(error, match=text), DaskEngine().open(site, Resources()):
         pass
+
+
+@pytest.mark.parametrize(("has", "says"), [("", r"\(absent\)"), ("2020.1.0", "2020.1.0")])
+def test_workers_with_another_coffea_are_refused_by_both_versions(tmp_path, has, says):
+    """Before anything is done: their sums would be other ones, or their tasks would fail one by one."""
+    python = other_python.without_project(tmp_path / "env")
+    (own,) = (tmp_path / "env").glob("lib/*/site-packages")
+    (about,) = own.glob("coffea-*.dist-info")
+    about.unlink()
+    if has:
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: coffea\nVersion: {has}\n")
+    (folder := tmp_path / "theirs").mkdir()
+    theirs = Cluster(folder, python=str(python))
+    want = Resources(workers=1, preload=("executors.coffea.analysis",))
+    try:
+        with (
+            pytest.raises(EngineError, match=rf"coffea {says} where the runner has \d+") as caught,
+            DaskEngine().open(theirs.site(), want) as pool,
+        ):
+            pool.submit(abs, -1).result(60)
+        assert "its Python is" in str(caught.value)
+    finally:
+        theirs.close()
 
 
 def test_a_scheduler_without_encryption_is_used_only_when_that_was_typed(tmp_path):

@@ -224,6 +224,21 @@ def test_keys_are_private_and_gone_after_kill_or_leaving(tmp_path):
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", HOSTED)
+def test_what_stays_on_this_machine_listens_on_loopback_alone(name):
+    before = tasks.descendants()
+    with opened(name) as pool:
+        pool.submit(tasks.none).result(30)
+        found = tasks.listeners(tasks.descendants() - before)
+        assert found
+        assert {host.removeprefix("::ffff:") for host, _ in found} == {"127.0.0.1"}
+        for address in found:
+            with socket.create_connection(address, 10) as sock:
+                sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                with contextlib.suppress(OSError):
+                    assert not sock.recv(1000).startswith(b"HTTP"), "a page for everybody"
+
+
 def test_a_stranger_cannot_speak_to_dask(tmp_path):
     before = tasks.descendants()
     strange = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

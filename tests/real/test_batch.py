@@ -147,10 +147,9 @@ def test_jobs_that_die_at_once(talk):
     crew.close()
 
 
+@pytest.mark.at("condor")
 def test_spooled_jobs(talk, batch):
     """As at sites whose schedds see nothing of ours: the log of a job that failed is fetched, and none stays."""
-    if batch.kind == "slurm":
-        pytest.skip("Slurm spools nothing")
     crew = talk(
         "echo 'the environment is broken' >&2; exit 3 # never",
         spec={"submit_options": ["-spool"], "shared": False},
@@ -174,19 +173,17 @@ def test_a_refused_submission(talk, batch):
     crew.close()
 
 
-def test_jobs_that_never_fit(talk, batch):
-    if batch.kind == "slurm":
-        pytest.skip("this Slurm refuses what never fits")
+@pytest.mark.at("condor")  # this Slurm refuses what never fits
+def test_jobs_that_never_fit(talk):
     crew = talk(spec={"memory": 10**15}, limits={"start": 12.0})
     crew.say("want", 2)
     failure = crew.until("failure", 60)["failure"]
-    assert "no machine has TARGET.Memory >= RequestMemory" in failure
+    assert "no machine has TARGET.Memory >= RequestMemory (--memory)" in failure
     crew.close()
 
 
-def test_held_for_a_missing_input(talk, batch):
-    if batch.kind == "slurm":
-        pytest.skip("Slurm carries no files")
+@pytest.mark.at("condor")  # Slurm carries no files
+def test_held_for_a_missing_input(talk):
     crew = talk("sleep 600 # never", spec={"transfer": ["/nowhere/at/all"]})
     crew.say("want", 3)
     failure = crew.until("failure", 60)["failure"]

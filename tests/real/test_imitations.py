@@ -6,9 +6,12 @@ Each profile is the site's own; only addresses and what exists nowhere else (a c
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +22,8 @@ from real.lab import ROOT, Lab, accounted
 from real.servers import certificates, processes, python, session
 from real.servers.condor import give
 from real.servers.dask import Facility
+
+import executors
 
 pytestmark = pytest.mark.timeout(300)
 ENGINES = pytest.mark.parametrize("engine", ["dask", "parsl"])
@@ -246,6 +251,78 @@ def test_lpc(at_lpc, engine):
     assert at_lpc.manifest(wf="Far")["digest"] == at_lpc.manifest("truth")["digest"]
 
 
+NAMES = """
+import json, os
+from pathlib import Path
+from coffea import processor
+from named_scales.tables import table
+
+class Names(processor.ProcessorABC):
+    def process(self, events):
+        beside = json.loads(Path(__file__).with_name("corrections.json").read_text())
+        relative = json.loads(open(os.path.join("maps", f"sf_{2022}.json")).read())
+        assert not os.path.exists(UNSEEN), "this is the machine of the runner"
+        return {"n": len(events), "sum": len(events) * (beside + relative + table())}
+
+    def postprocess(self, accumulator):
+        return accumulator
+"""
+NAMED = {
+    "near.py": NAMES,
+    "corrections.json": "1",
+    "maps/sf_2022.json": "10",
+    "named_scales/tables.py": "import json\nfrom importlib.resources import files\ndef table():\n"
+    "    return json.loads((files('named_scales') / 'tables' / 'a.json').read_text())\n",
+    "named_scales/__init__.py": "",
+    "named_scales/tables/a.json": "100",
+    "main.py": """
+import json, sys
+import executors
+from coffea import processor
+from coffea.nanoevents import BaseSchema
+from near import Names
+
+class Here(Names):
+    def process(self, events):
+        return {**Names().process(events), "own": json.load(open("maps/sf_2022.json")) * len(events)}
+
+on, site_file, *files = sys.argv[1:]
+with executors.for_coffea(on, site_file=site_file, jobs=1, status=False) as executor:
+    run = processor.Runner(executor=executor, schema=BaseSchema, chunksize=500)
+    print(json.dumps(run({"dy": files}, Here(), treename="Events")))
+""",
+}
+
+
+@ENGINES
+def test_lpc_brings_what_the_code_names(at_lpc, engine):
+    """Corrections beside a module, in a package, and by a relative name: as on the machine of the runner."""
+    at_lpc.engine = engine
+    for name, text in NAMED.items():
+        path = at_lpc.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        give(path.parent, at_lpc.batch.user)
+        give(path, at_lpc.batch.user)
+    (big := at_lpc.folder / "big.json").write_bytes(b"1" * (17 << 20))
+    with (at_lpc.folder / "near.py").open("a") as near:
+        near.write(f"\nBIG, UNSEEN = 'big.json', {str(at_lpc.folder)!r}\n")
+    files = list(at_lpc.data(at=at_lpc.batch.fresh("data"), dy=[1000])["dy"]["files"])
+    if engine == "dask":
+        command = at_lpc.command(jobs=1)
+        command[command.index("--wf") + 1] = "near.py:Names"
+        code, out = at_lpc.run(command)
+        assert code == 0, out
+        assert f"{big} (17 MB, more than 16 MB)" in out
+        accounted(at_lpc.manifest(wf="Names"), 1000)
+        assert executors.load(at_lpc.rundir(wf="Names"), trust=True)["sum"] == 111_000
+    else:
+        code, out = at_lpc.run([sys.executable, "main.py", at_lpc.on, str(at_lpc.site_file), *files])
+        assert code == 0, out
+        assert json.loads(out.splitlines()[-1]) == {"n": 1000, "sum": 111_000, "own": 10_000}
+        assert str(big) in out
+
+
 def test_lpc_allows_some_folders(at_lpc):
     """A run from anywhere else is refused with the folders that are allowed."""
     home = Path(at_lpc.batch.env["HOME"])
@@ -370,6 +447,80 @@ def test_casa_worker_dies(at_casa, casa):
     assert mark.exists()
     accounted(at_casa.manifest(wf="DiesOnce"), 2500)
     assert processes.wait_for(lambda: len(casa.state()["workers"]) == 2, 30, every=1)
+
+
+SOMEBODY = """
+import os, sys, time
+from distributed import Client
+from distributed.security import Security
+
+address, certificate, key, gate = sys.argv[1:]
+
+def waits(gate):
+    while not os.path.exists(gate):
+        time.sleep(0.1)
+    return os.getpid()
+
+guard = Security(tls_ca_file=certificate, tls_client_cert=certificate, tls_client_key=key, require_encryption=True)
+with Client(address, security=guard) as client:
+    kept, data = client.submit(os.getpid, pure=False), client.scatter(list(range(100)))
+    before, busy = kept.result(60), client.submit(waits, gate)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(busy.status, kept.result(60) == before, client.submit(sum, data).result(60), flush=True)
+    open(gate, "w").close()
+    print(busy.result(60) > 0, flush=True)
+"""
+
+
+def test_casa_is_shared(at_casa, casa):
+    """What somebody else has there meanwhile, tasks that run and results that are kept, is not touched."""
+    at_casa.data(dy=[2500])
+    words = [casa.address, casa.certificate, casa.key, at_casa.folder / "theirs"]
+    somebody = subprocess.Popen(
+        [sys.executable, "-c", SOMEBODY, *map(str, words)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, cwd=at_casa.folder,
+    )  # fmt: skip
+    try:
+        assert somebody.stdout.readline() == "ready\n"
+        code, out = at_casa.run(at_casa.command())
+        assert code == 0, out
+        accounted(at_casa.manifest(), 2500)
+        said, _ = somebody.communicate("\n", timeout=60)
+        assert said.split() == ["pending", "True", "4950", "True"], said
+    finally:
+        somebody.kill()
+        somebody.communicate()
+
+
+@pytest.mark.full
+def test_casa_scheduler_ends(clean, tmp_path):
+    """Said at once with what to do; when there is another, the same command goes on."""
+    with session.folder() as folder:
+        facility = Facility(folder)
+        place = Lab(Here(facility), "dask", "casa", tmp_path)
+        place.data(dy=[5000])
+        gate = place.folder / "gate"
+        command = place.command("--wf-arg", f"gate={gate}", "--task-seconds", "1", wf="Paced")
+        try:
+            facility.start()
+            process = place.start(command)
+            place.until_working(process, 2, wf="Paced")
+            facility.end_scheduler()
+            out, _ = process.communicate(timeout=60)
+            assert process.returncode == 4, out
+            assert "the same command goes on" in out
+            facility.stop()
+            facility.start()
+            done = len(list(place.rundir(wf="Paced").rglob("*.part")))
+            assert done
+            gate.touch()
+            code, out = place.run(command)
+            assert code == 0, out
+            accounted(place.manifest(wf="Paced"), 5000)
+        finally:
+            place.close()
+            facility.stop()
 
 
 @pytest.mark.parametrize(

@@ -45,16 +45,10 @@ def greedy(lab, *more, spike, entries=4000, seconds=0.02, **place):
     return command
 
 
-def full_only(lab, request, *quick):
-    """The quick set has each engine and each batch system once."""
-    if (lab.batch.kind, lab.engine) not in quick and not request.config.getoption("--full"):
-        pytest.skip("the same for the other engine: --full")
-
-
+@pytest.mark.quick_at(("slurm", "dask"), ("condor", "parsl"))
 @pytest.mark.parametrize("chunks", [100, pytest.param(500, marks=pytest.mark.full)])
-def test_only_the_culprit_is_blamed(lab, request, chunks):
+def test_only_the_culprit_is_blamed(lab, chunks):
     """Several workers in a job: the pilot ends the one that is over its share, before the batch system ends all."""
-    full_only(lab, request, ("slurm", "dask"), ("condor", "parsl"))
     lab.data(dy=[80_000] * (chunks // 20))
     memory = 1700 * MB  # of a job; each of two workers has some 560 to 800 of that
     spike = {"*@2000": 1500 * MB // 4000}  # too much for one half, not for a quarter
@@ -76,9 +70,9 @@ def test_only_the_culprit_is_blamed(lab, request, chunks):
     lab.nothing_left(10)
 
 
-def test_the_next_jobs_ask_for_more(lab, request):
+@pytest.mark.quick_at(("slurm", "parsl"), ("condor", "dask"))
+def test_the_next_jobs_ask_for_more(lab):
     """Workers over their share, in a job that is lost later: the one that takes its place asks for more."""
-    full_only(lab, request, ("slurm", "parsl"), ("condor", "dask"))
     site_with(lab, memory='"3GB"')
     lab.data(dy=[32_000])
     # Two chunks that fit into no job of the first size, until they are halved.
@@ -95,10 +89,9 @@ def test_the_next_jobs_ask_for_more(lab, request):
 
 
 @pytest.mark.full
+@pytest.mark.at("condor")  # it ends a job by a rule of its own
 def test_the_batch_system_is_quicker(lab):
     """The whole job is held before a worker is over its share: who was largest is to blame, and more is asked for."""
-    if lab.batch.kind != "condor":
-        pytest.skip("only HTCondor ends a job by a rule of its own")
     site_with(lab, memory='"6GB"')
     lab.data(dy=[32_000])
     rule = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -37,6 +38,12 @@ def test_selftest(lab):
     assert code == 0, out
     assert "ok: every event once, every bit equal" in out
     assert "first result after" in out
+    assert "100 of 100, 40,000 of 40,000 events" in out
+    assert "2 jobs of 1 worker," in out
+    version = {"slurm": r"slurm: slurm\S* \d+\.\d+", "condor": r"condor: CondorVersion: \d+\.\d+"}[
+        lab.batch.kind
+    ]
+    assert re.search(version, out), out
     lab.nothing_left(15)
 
 

@@ -198,3 +198,16 @@ def test_qsub_reads_the_same_values(sge):
                 assert len(changed) <= 1 or name == "logs", (what, bad, changed)
     print(counts)
     assert counts["directives value"] > 10, counts
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("lab", [("sge", "dask")], indirect=True, ids=["dask"])
+def test_by_dask_jobqueues_class(lab):
+    """Its own template says neither a shell nor cores nor memory: what is left out there is added."""
+    lab.data(dy=[1000])
+    truth = lab.truth()
+    code, out = lab.run(lab.command("--site-set", "dask.cluster=site"), timeout=150)
+    assert code == 0, out
+    assert "dask_jobqueue:SGECluster submits" in out
+    assert lab.manifest()["digest"] == truth
+    lab.nothing_left(30)

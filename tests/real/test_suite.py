@@ -63,17 +63,37 @@ def test_from_none_to_four_to_none(lab):
     lab.nothing_left(10)
 
 
+def test_jobs_without_work_are_given_back(lab):
+    """While one chunk takes its time, nobody else's machines are kept for it."""
+    lab.data(dy=[1000])
+    gate = lab.folder / "gate"
+    argument = f"gate={gate}"
+    command = lab.command("--wf-arg", argument, "--site-set", "limits.idle=2s", wf="OneSlow", jobs=3)
+    process = lab.start(command)
+    lab.until(lambda: len(lab.batch.running()) == 3, process)
+    lab.until(lambda: len(lab.batch.queue()) == 1, process)
+    assert lab.journal("task", wf="OneSlow")
+    gate.touch()
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert "nothing left to do" in out, out
+    accounted(lab.manifest(wf="OneSlow"), 1000)
+    assert lab.manifest(wf="OneSlow")["digest"] == lab.truth("OneSlow", "--wf-arg", argument)
+    assert not [line for line in lab.troubles("OneSlow").splitlines() if line], lab.troubles("OneSlow")
+    lab.nothing_left(10)
+
+
 @pytest.mark.timeout(1800)
 def test_jobs_taken_away(lab, scale):
     """Whatever happens to jobs behind the runner's back: others take their place, and nothing is counted twice."""
-    most, files = scale(3, 20), scale(4, 20)
+    most, files = scale(5, 20), scale(4, 20)
     lab.data(dy=[10_000] * files)
     gate = lab.folder / "gate"
     argument = f"gate={gate}"
     rng = random.Random(f"{lab.on}-{most}")
-    # The quick set is three ways with the one engine, and the rest with the other.
-    ways = list(lab.batch.ways) if lab.engine == "dask" else list(reversed(lab.batch.ways))
-    ways = ways[:most] if most < len(ways) else rng.choices(ways, k=most)
+    # The quick set is every way once with each engine at each batch system: twenty in all.
+    ways = list(lab.batch.ways)
+    ways = ways + rng.choices(ways, k=most - len(ways)) if most > len(ways) else ways[:most]
     rng.shuffle(ways)
     command = lab.command(
         "--wf-arg", argument, "--task-seconds", "1", "--retries", "20", wf="Paced", workers=2
@@ -164,11 +184,11 @@ def test_walltime_over(lab):
     lab.nothing_left(10)
 
 
-@pytest.mark.parametrize("way", ["interrupt", "kill", "both"])
+@pytest.mark.parametrize(
+    "way", ["interrupt", "kill", pytest.param("both", marks=pytest.mark.quick_at(("slurm", "dask")))]
+)
 def test_the_runner_ends_and_comes_again(lab, way):
     """However the runner ends, its jobs leave the queue, and the same command finishes the work."""
-    if way == "both" and lab.engine == "parsl":
-        pytest.skip("the same code as dask's")
     lab.data(dy=[5000])
     gate = lab.folder / "gate"
     command = lab.command("--wf-arg", f"gate={gate}", "--task-seconds", "1", wf="Paced", workers=2)
@@ -195,6 +215,31 @@ def test_the_runner_ends_and_comes_again(lab, way):
     accounted(lab.manifest(wf="Paced"), 5000)
     assert lab.manifest(wf="Paced")["digest"] == lab.truth("Paced", "--wf-arg", f"gate={gate}")
     lab.nothing_left(10)
+
+
+@pytest.mark.quick_at(("slurm", "parsl"), ("condor", "dask"))
+def test_all_dies_at_once(lab):
+    """As when the login node goes down: nobody is left to remove the jobs, so that the next run does it."""
+    lab.data(dy=[5000])
+    gate = lab.folder / "gate"
+    command = lab.command("--wf-arg", f"gate={gate}", "--task-seconds", "1", wf="Paced", workers=2)
+    process = lab.start(command)
+    lab.until_working(process, 2, wf="Paced")
+    old = {job.name for job in lab.batch.queue()}
+    here = lab.here()
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # none sees another's death
+        for pid in here:
+            os.kill(pid, number)
+    process.communicate(timeout=60)
+    assert {job.name for job in lab.batch.queue()} == old, "somebody was left after all"
+    gate.touch()
+    code, out = lab.run(command)
+    assert code == 0, out
+    assert f"whatever was left of {old.pop()}" in out, out
+    accounted(lab.manifest(wf="Paced"), 5000)
+    lab.nothing_left(10)
+    assert not list(lab.rundir(wf="Paced").glob("**/*.key*")), "keys were left"
+    assert not list(lab.rundir(wf="Paced").glob("logs/open-*")), "notes were left"
 
 
 def test_the_host_is_killed(lab):

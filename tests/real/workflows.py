@@ -8,7 +8,7 @@ from pathlib import Path
 
 from analyses import Sum
 
-__all__ = ["DiesOnce", "Far", "Hungry", "Paced", "Sum"]
+__all__ = ["DiesOnce", "Far", "Hungry", "OneSlow", "Paced", "Sum"]
 
 
 class Paced(Sum):
@@ -59,3 +59,15 @@ class DiesOnce(Sum):
         if self.at(events, "nano_0.root", 500) and not self.mark.exists():
             self.mark.touch()
             os._exit(11)
+
+
+class OneSlow(Sum):
+    """Has done everything but one chunk, which waits for a file."""
+
+    def __init__(self, gate: str) -> None:
+        super().__init__()
+        self.gate = Path(gate)
+
+    def fault(self, events):
+        while self.at(events, "nano_0.root", 0) and not self.gate.exists():
+            time.sleep(0.1)

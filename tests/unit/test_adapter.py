@@ -57,6 +57,29 @@ def one(item):
     return {"n": 1, "items": [item]}
 
 
+class Telling(THREADS):
+    """A pool at a batch site, which hears how many calls are to come."""
+
+    def __init__(self, max_workers):
+        super().__init__(max_workers)
+        self.heard = []
+
+    def need(self, calls):
+        self.heard.append(calls)
+
+
+def test_the_pool_hears_how_much_is_left_of_each_call():
+    with Telling(2) as pool:
+        executor = made(pool)
+        executor(list(range(40)), one, None)
+        first = list(pool.heard)
+        executor(list(range(30)), one, None)
+    assert first[0] == 40
+    assert first == sorted(first, reverse=True)
+    assert len(first) < 30
+    assert pool.heard[len(first)] == 30
+
+
 # --- the sum ------------------------------------------------------------------------------------
 
 

@@ -64,7 +64,7 @@ HEAVY = {
 }
 DASK = {
     f"executors.engines.dask_{part}"
-    for part in ("host", "parts", "remote", "node", "foreign", "lodging", "cluster")
+    for part in ("host", "parts", "remote", "node", "foreign", "lodging", "cluster", "class")
 }
 HOSTS = {
     "dask": DASK,

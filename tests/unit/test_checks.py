@@ -19,10 +19,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from executors import canary, checking
+from executors import canary, checking, preflight
 from executors.engines.tls import make_certificate
 from executors.errors import SiteError, UsageError
-from sites import check_batch, check_dask, check_folders, check_here, checks
+from sites import check_account, check_batch, check_dask, check_folders, check_here, checks
 from sites.commands import Answer, ask
 from sites.profile import load_site
 from sites.scene import Check, Scene, place
@@ -433,6 +433,42 @@ def test_a_quota_that_is_used_up(programs, tmp_path):
     assert "over the quota of /dev/sda1" in found[-1].says
 
 
+AFS_QUOTA = """Volume Name                    Quota       Used %Used   Partition
+user.ada                 {quota:>12} {used:>10}   99%         80%
+"""
+
+
+@pytest.mark.parametrize(
+    ("quota", "used", "ok"),
+    [(10_000_000, 9_990_000, False), (10_000_000, 9_000_000, None), (10_000_000, 0, True)],
+)
+def test_the_quota_of_a_volume_of_afs(programs, tmp_path, monkeypatch, quota, used, ok):
+    monkeypatch.setattr(check_folders, "kind_of", lambda path: "afs")
+    (tmp_path / "said").write_text(AFS_QUOTA.format(quota=quota, used=used))
+    programs(fs=f'[ "$1" = listquota ] && /bin/cat {tmp_path}/said')
+    found = check_folders.space(scene_at(tmp_path, quick=False))
+    assert found[-1].ok is ok
+    assert ("fs listquota" in found[-1].mend) is (ok is not True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("lustre", "         /scratch  120  100  110  -  9*  5  8  6d"),
+        ("lustre", "         /scratch  120*  100  110  6d  9  50  80  -"),
+        ("nfs", "server:/scratch  120  200  210    9*  5  8  6days"),
+    ],
+)
+def test_a_quota_of_files_counts_too(programs, tmp_path, monkeypatch, kind, line):
+    monkeypatch.setattr(check_folders, "kind_of", lambda path: kind)
+    programs(quota="", lfs="")
+    assert len(check_folders.space(scene_at(tmp_path, quick=False))) == 1
+    programs(**{"lfs" if kind == "lustre" else "quota": f"echo '{line}'"})
+    found = check_folders.space(scene_at(tmp_path, quick=False))[-1]
+    assert found.warns
+    assert "/scratch" in found.says
+
+
 # Batch systems
 
 SLURM = {
@@ -548,11 +584,11 @@ def test_times_of_slurm(text, seconds):
 )
 def test_accounts(programs, site, script, ok):
     programs(**SLURM | {"sacctmgr": script})
-    found = one(check_batch.account(Scene(site=slurm(site, account="cms"), quick=False)))
+    found = one(check_account.account(Scene(site=slurm(site, account="cms"), quick=False)))
     assert found.ok is ok
     if ok is False:
         assert found.mend == "--account cmsx"
-    assert check_batch.account(Scene(site=slurm(site, account="cms"))) == []
+    assert check_account.account(Scene(site=slurm(site, account="cms"))) == []
 
 
 CONDOR = {"condor_submit": "", "condor_q": "echo 'Total for query: 0 jobs'", "condor_rm": ""}
@@ -573,6 +609,224 @@ def test_condor(programs, site, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 0)
     programs(**CONDOR)
     assert "root" in check_batch.scheduler(Scene(site=at))[1].says
+
+
+def test_the_schedd_that_the_site_names_is_asked(programs, site, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    words = 'submit_options = ["-spool", "-name", "far.example", "-pool", "collector.example"]'
+    programs(**CONDOR | {"condor_q": f'echo "$*" > {tmp_path}/asked'})
+    check_batch.scheduler(Scene(site=site(f'scheduler = "condor"\n[job]\n{words}\n')))
+    assert (tmp_path / "asked").read_text() == "-name far.example -pool collector.example -totals\n"
+    remote = site('scheduler = "condor"\n[job]\nsubmit_options = ["-remote", "far.example"]\n', "remote")
+    check_batch.scheduler(Scene(site=remote))
+    assert (tmp_path / "asked").read_text() == "-name far.example -totals\n"
+
+
+@pytest.mark.parametrize(
+    ("memory", "machines", "ok"),
+    [("4GB", 1, True), ("900GB", 1, None), ("900GB", 0, True), ("900GB", "broken", True)],
+)
+def test_a_job_larger_than_any_machine(programs, site, monkeypatch, memory, machines, ok):
+    """Machines that come only when they are needed are not missed."""
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    status = 'case "$*" in *"TotalMemory >= 858306"*) exit 0;; esac; '
+    status += {0: "exit 0", 1: "echo slot1@node", "broken": "echo no collector >&2; exit 1"}[machines]
+    programs(**CONDOR | {"condor_status": status})
+    at = Scene(site=site(f'scheduler = "condor"\n[resources]\nmemory = "{memory}"\n'), quick=False)
+    found = [each for each in check_batch.scheduler(at) if each.name == "size"]
+    assert [each.warns for each in found] == ([True] if ok is None else [])
+    if found:
+        assert "1 core and 900 GB" in found[0].says
+        assert "--memory" in found[0].mend
+
+
+@pytest.mark.parametrize(
+    ("text", "ok", "says"),
+    [
+        ("group_cms, group_atlas", None, "knows no accounting group group_csm"),
+        ("group_cms, group_csm", True, "group_csm.ada is known"),
+        ("GROUP_CSM", True, "is known"),
+        ("Not defined: GROUP_NAMES", None, "cannot be seen"),
+        ("", None, "cannot be seen"),
+    ],
+)
+def test_accounting_groups(programs, site, text, ok, says):
+    programs(**CONDOR | {"condor_config_val": f"echo '{text}'"})
+    for more in (
+        '[job]\naccount = "group_csm.ada"\n',
+        '[directives]\n"+AccountingGroup" = "group_csm.ada"\n',
+    ):
+        at = Scene(site=site(f'scheduler = "condor"\n{more}'), quick=False)
+        found = one(check_account.account(at))
+        assert found.ok is ok
+        assert says in found.says
+    if "knows no" in says:
+        assert found.mend == "--account group_cms or group_atlas"
+    assert check_account.account(Scene(site=site('scheduler = "condor"\n', "plain"), quick=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "ok", "mend"),
+    [
+        ("echo cms; echo atlas", True, ""),
+        ("echo cmsx; echo atlas", False, "--account cmsx"),
+        ("echo 'no project list defined' >&2; exit 1", False, "without --account"),
+        ("echo 'unable to contact qmaster' >&2; exit 1", None, ""),
+    ],
+)
+def test_projects_of_grid_engine(programs, site, script, ok, mend):
+    programs(qsub="", qstat="", qdel="", qconf=script)
+    at = Scene(site=site('scheduler = "sge"\n[job]\naccount = "cms"\n'), quick=False)
+    found = one(check_account.account(at))
+    assert found.ok is ok
+    assert found.mend.startswith(mend)
+
+
+# The job's text, read by the batch system's own parser
+
+
+def spot_of(site, engine="dask"):
+    return SimpleNamespace(
+        engine=SimpleNamespace(name=engine), site=site, local=False, private_base=lambda folder: folder
+    )
+
+
+def rehearsed(site, quick=False):
+    return preflight.job(spot_of(site), Scene(site=site, engine="dask", quick=quick))
+
+
+@pytest.mark.parametrize(
+    ("script", "ok", "says", "mend"),
+    [
+        ("echo 'Job 5 to start at 2026-11-21T12:00:00' >&2", True, "sbatch would take", ""),
+        (
+            "echo 'allocation failure: Invalid qos specification' >&2; exit 1",
+            False, "Invalid qos specification", "--qos=NAME",
+        ),
+        (
+            "echo 'allocation failure: Invalid account or account/partition combination specified' >&2; exit 1",
+            False, "Invalid account", "--account",
+        ),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", None, "did not say", ""),
+        ('[ -d logs ] && /bin/cat job.sh >&2; exit 1', False, "#SBATCH", "sinfo"),
+    ],
+)  # fmt: skip
+def test_sbatch_reads_the_job(programs, site, script, ok, says, mend):
+    programs(**SLURM | {"sbatch": f'[ "$1" = --test-only ] || exit 9; {script}'})
+    found = one(rehearsed(slurm(site)))
+    assert found.ok is ok
+    assert says in found.says
+    assert mend in found.mend
+    assert rehearsed(slurm(site), quick=True) == [], "before a run it is asked by submitting"
+
+
+def test_qsub_reads_the_job(programs, site):
+    at = site('scheduler = "sge"\n')
+    none, some = 'echo "verification: no suitable queues"', 'echo "verification: found suitable queue(s)"'
+    programs(qsub=none)
+    found = one(rehearsed(at))
+    assert found.warns, "it looks at no loads, or at a cluster that is full: nobody can be sure"
+    assert "qhost" in found.mend
+    for first, second in ((some, none), (none, some)):
+        programs(qsub=f'case "$1 $2" in "-w v") {first};; "-w p") {second};; esac')
+        assert one(rehearsed(at)).ok is True
+    programs(qsub="echo 'job rejected: the requested project does not exist' >&2; exit 1")
+    assert one(rehearsed(at)).ok is False
+
+
+def test_a_text_that_cannot_be_written_is_told_before_a_run(programs, site):
+    programs(**SLURM | {"sbatch": "exit 9"})
+    at = site('scheduler = "slurm"\n[directives]\n"--output" = "here"\n')
+    found = one(rehearsed(at, quick=True))
+    assert found.ok is False
+    assert "--output" in found.says
+
+
+def test_condor_submit_reads_the_job(programs, site):
+    at = site('scheduler = "condor"\n')
+    dry = '[ "$1 $2" = "-dry-run -" ] || exit 9; '
+    programs(condor_submit=f"{dry} echo 'ERROR: Parse error in expression: Requirements' >&2; exit 1")
+    assert one(rehearsed(at)).mend == "--directive"
+    programs(condor_submit=f"{dry} echo \"WARNING: the line 'foo = 1' was unused. Is it a typo?\" >&2")
+    found = one(rehearsed(at))
+    assert found.warns
+    assert "'foo = 1' was unused" in found.says
+    programs(condor_submit=f"{dry} exit 0")
+    assert one(rehearsed(at)).ok is True
+
+
+def test_a_value_that_no_text_may_hold(programs, site):
+    programs(**SLURM)
+    found = one(rehearsed(site('scheduler = "slurm"\n[directives]\n"--comment" = "a$(id)"\n')))
+    assert found.ok is False
+    assert "--comment" in found.says
+
+
+def test_the_text_is_read_only_where_somebody_answers(programs, site, tmp_path):
+    programs(**SLURM | {"sbatch": "echo asked >&2; exit 1"})
+    at = slurm(site, "nosuch")
+    found = preflight.scheduler(spot_of(at), Scene(site=at, engine="dask", quick=False))
+    assert [(each.name, each.ok) for each in found] == [("scheduler", True), ("queue", False)]
+
+
+def test_the_preflight_asks_the_schedd_of_a_run(programs, site, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    at = site('scheduler = "condor"\n[schedd]\nconstraint = "MaxJobsRunning =!= 0"\n')
+    table = "echo 'one.example\t5'; echo 'two.example\t3'"
+    programs(**CONDOR | {"condor_status": table, "condor_q": f'echo "$*" > {tmp_path}/asked'})
+    found = preflight.schedd(Scene(site=at, engine="dask"))
+    assert [each.ok for each in found] == [True, True]
+    assert "two.example, the best of 2" in found[0].says
+    assert (tmp_path / "asked").read_text() == "-name two.example -totals\n"
+    programs(condor_status="exit 0")
+    none = one(preflight.schedd(Scene(site=at, engine="dask")))
+    assert none.ok is False
+    assert "no schedd" in none.says
+    assert none.mend.startswith("condor_status -schedd")
+    programs(condor_status="/bin/sleep 9")
+    monkeypatch.setattr(preflight, "QUICKLY", 0.3)
+    assert one(preflight.schedd(Scene(site=at, engine="dask"))).ok is None, "a busy moment stops no run"
+
+
+@pytest.mark.parametrize(
+    ("name", "quick", "ok", "says"),
+    [
+        ("tidy:TidyCluster", False, True, "tidy:TidyCluster submits"),
+        ("site", False, True, "tidy:TidyCluster submits"),
+        ("tidy:OtherCluster", False, False, "has no attribute 'OtherCluster'"),
+        ("torn:AnyCluster", False, False, "the bindings are of another time"),
+        ("torn:AnyCluster", True, True, "submits"),
+        ("no_such_package:AnyCluster", False, False, "is not installed"),
+    ],
+)
+def test_a_cluster_class_is_imported_in_a_process_apart(site, tmp_path, monkeypatch, name, quick, ok, says):
+    (tmp_path / "tidy.py").write_text("class TidyCluster: pass\n")
+    (tmp_path / "torn.py").write_text("raise RuntimeError('the bindings are of another time')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    words = f'cluster = "{name}"\noffers = "tidy:TidyCluster"'
+    at = site(f'scheduler = "condor"\n[dask]\n{words}\n')
+    found = one(preflight.cluster(Scene(site=at, engine="dask", quick=quick)))
+    assert found.ok is ok
+    assert says in found.says
+    assert bool(found.mend) is not ok
+    assert "tidy" not in sys.modules
+
+
+def test_the_command_makes_these_checks_too():
+    every = preflight.checks_of(spot_of(load_site("slurm")))
+    assert list(every) == list(checks.CHECKS)
+    assert every["scheduler"].func is preflight.scheduler
+    assert every["cluster"] is preflight.cluster
+
+
+def test_programs_that_know_no_servers(programs, site):
+    programs(
+        **SLURM | {"sinfo": "echo 'sinfo: fatal: Could not establish a configuration source' >&2; exit 1"}
+    )
+    found = one(check_batch.scheduler(Scene(site=slurm(site))))
+    assert found.says == "sinfo: fatal: Could not establish a configuration source"
+    assert "module" in found.mend
 
 
 @pytest.mark.parametrize(
@@ -601,6 +855,44 @@ def test_other_batch_systems(programs, site, name, scripts, known):
     assert getpass.getuser()
 
 
+PBS_QUEUE = """Queue              Max   Tot Ena Str   Que   Run   Hld   Wat   Trn   Ext Type
+---------------- ----- ----- --- --- ----- ----- ----- ----- ----- ----- ----
+batch                0     3 {} {}     0     3     0     0     0     0 Exec
+"""
+LSF_QUEUE = """QUEUE_NAME      PRIO STATUS          MAX JL/U JL/P JL/H NJOBS  PEND   RUN  SUSP
+batch            30  {:<14}    -    -    -    -     0     0     0     0
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "says", "closed"),
+    [
+        ("pbs", "qstat", PBS_QUEUE.format("yes", "yes"), False),
+        ("pbs", "qstat", PBS_QUEUE.format("no ", "yes"), True),
+        ("pbs", "qstat", PBS_QUEUE.format("yes", "no "), True),
+        ("lsf", "bqueues", LSF_QUEUE.format("Open:Active"), False),
+        ("lsf", "bqueues", LSF_QUEUE.format("Open:Inact_Adm"), True),
+        ("lsf", "bqueues", LSF_QUEUE.format("Closed:Active"), True),
+    ],
+)
+def test_a_queue_that_is_closed(programs, site, tmp_path, name, program, says, closed):
+    (tmp_path / "said").write_text(says)
+    programs(**dict.fromkeys(check_batch.COMMANDS[name], "") | {program: f"/bin/cat {tmp_path}/said"})
+    found = check_batch.scheduler(Scene(site=site(f'scheduler = "{name}"\n[job]\nqueue = "batch"\n')))[1]
+    assert found.warns is closed
+    assert found.ok is (None if closed else True)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ok"), [("0/0/4/4", None), ("3/0/1/4", True), ("0/1/3/4", True), ("odd", True)]
+)
+def test_a_partition_without_a_node(programs, site, nodes, ok):
+    programs(**SLURM | {"sinfo": f"echo 'main|up|infinite|{nodes}'"})
+    found = check_batch.scheduler(Scene(site=slurm(site, "main")))[1]
+    assert found.ok is ok
+    assert ("sinfo -R" in found.mend) is (ok is None)
+
+
 def test_images(site, tmp_path):
     (tmp_path / "image.sif").touch()
     answers = {
@@ -620,7 +912,7 @@ def test_the_workers_python(site, tmp_path, programs):
     at = site('scheduler = "slurm"\n')
     assert one(check_batch.python(Scene(site=at))).ok is True
     gone = one(check_batch.python(Scene(site=site('scheduler = "slurm"\n[job]\npython = "/no/python"\n'))))
-    assert (gone.ok, gone.mend) == (False, "--worker-python PATH")
+    assert (gone.ok, gone.mend) == (False, f"--worker-python {sys.executable}")
     unseen = site(
         f'scheduler = "slurm"\n[job]\npython = "{tmp_path}/python"\n[paths]\nunseen = ["{tmp_path}"]\n'
     )
@@ -629,6 +921,30 @@ def test_the_workers_python(site, tmp_path, programs):
     assert one(check_batch.python(Scene(site=later))).ok is None
     boxed = site('scheduler = "slurm"\n[job]\npython = "/no/python"\nimage = "x"\n')
     assert check_batch.python(Scene(site=boxed)) == []
+
+
+def test_before_a_run_packages_are_looked_for_and_not_imported(site, programs, tmp_path):
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without site-packages
+    bare.chmod(0o755)
+    at = site(f'scheduler = "slurm"\n[job]\npython = "{bare}"\n')
+    found = one(check_batch.python(Scene(site=at, engine="dask")))
+    assert found.ok is False
+    assert "has no coffea, uproot, awkward, hist, distributed" in found.says
+    assert (
+        found.mend
+        == f"{bare} -m pip install coffea uproot awkward hist distributed; or --worker-python {sys.executable}"
+    )
+    for name in ("coffea", "uproot", "awkward", "hist", "distributed"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('imported')\n")
+    there = site(
+        f'scheduler = "slurm"\n[job]\npython = "{bare}"\n[env]\nPYTHONPATH = "{tmp_path}"\n', "there2"
+    )
+    assert one(check_batch.python(Scene(site=there, engine="dask"))).ok is True
+    bare.write_text("#!/bin/sh\necho broken >&2; exit 3\n")
+    found = one(check_batch.python(Scene(site=at, engine="dask")))
+    assert found.warns, "a wrapper may be at home on the nodes alone"
+    assert "broken" in found.says
 
 
 def test_a_python_that_cannot_import_what_is_needed(site, programs):
@@ -868,6 +1184,34 @@ def test_a_canary_flies_here(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def workflow_of(tmp_path, text):
+    (tmp_path / "mine.py").write_text(
+        f"{text}\n\nclass Mine:\n    def process(self, events):\n        return {{}}\n"
+    )
+    return f"{tmp_path}/mine.py:Mine"
+
+
+def test_what_the_workflow_imports_is_looked_for_too(tmp_path, monkeypatch, programs, site):
+    """At any depth of the project's own code; neither Python's own modules nor what is not installed here."""
+    (tmp_path / "mine_too.py").write_text("import psutil\nfrom executors import errors\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "import json\nimport mine_too\ntry:\n    import no_such_thing\nexcept ImportError:\n    pass\n"
+    text += "def late():\n    import cloudpickle\n"
+    from executors.settings import resolve
+
+    asked = resolve(executor="futures", outputdir=tmp_path, wf=workflow_of(tmp_path, text)).settings
+    assert checking.imported(asked) == ("cloudpickle", "psutil")
+    assert checking.imported(settings(tmp_path)) == ()
+    folder = programs(mypython='case "$*" in *psutil*) echo "No module named \'psutil\'" >&2; exit 1;; esac')
+    at = site(f'scheduler = "slurm"\n[job]\npython = "{folder}/mypython"\n')
+    assert one(check_batch.python(Scene(site=at, quick=False))).ok is True
+    found = one(check_batch.python(Scene(site=at, quick=False, packages=("psutil",))))
+    assert found.mend == f"{folder}/mypython -m pip install psutil"
+    code, said = checking.check(asked, canary=True)
+    assert code == 0, said
+    assert "psutil" in said
+
+
 def seen(**more):
     from importlib.metadata import version
 
@@ -930,6 +1274,7 @@ def test_a_canary_that_does_not_fly(tmp_path, monkeypatch):
     dead.worker_memory = lambda n: None
     found = one(canary.fly(settings(tmp_path), dead))
     assert (found.ok, found.says) == (False, "sbatch: error: invalid partition specified: nope")
+    assert "--canary" in found.mend
     assert os.listdir(tmp_path) == []
 
 

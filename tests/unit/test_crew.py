@@ -791,3 +791,48 @@ def test_towards_the_end_no_job_waits_that_nobody_needs(gang):
     assert queue.left() == ["1"]
     crew.need(4)  # a damaged sum has to be made again
     until(lambda: len(queue.left()) == 4)
+
+
+def test_jobs_with_nothing_to_do_are_given_back(gang):
+    """The engine says which; the crew drops no more of them than are too many, and keeps the others."""
+    queue = Queue()
+    crew, told = gang(queue, Limits(polls_per_minute=6000, submissions_per_second=1000, idle=0.05))
+    asked = []
+
+    def idle(count, seconds):
+        asked.append((count, seconds))
+        return ["3", "1"][:count] if len(asked) > 2 else []
+
+    crew.idle = idle
+    crew.want(4)
+    until(lambda: crew.status() == "4 running")
+    crew.seen(4)
+    time.sleep(0.1)
+    assert not asked  # there is work for all
+    crew.need(2)
+    until(lambda: queue.left() == ["0", "2"])
+    assert asked[0] == (2, 0.05)
+    assert sorted(queue.cancelled) == ["1", "3"]
+    assert ("info", "2 jobs have nothing left to do and will be removed") in told
+    assert not texts(told, "warning")
+    before = len(asked)
+    time.sleep(0.1)
+    assert len(asked) == before
+    crew.need(4)  # what was in flight has failed, and there is more to do
+    until(lambda: len(queue.left()) == 4)
+
+
+def test_a_job_that_rests_goes_when_its_name_is_known(gang):
+    """The engine knows it by the name that it has for itself, which only a look at the queue can match."""
+    queue = Queue()
+    crew, _ = gang(queue, Limits(polls_per_minute=6000, submissions_per_second=1000, idle=0.05))
+    crew.idle = lambda count, seconds: ["job_1"]
+    crew.want(2)
+    until(lambda: crew.status() == "2 running")
+    crew.seen(2)
+    crew.need(1)
+    time.sleep(0.2)
+    assert queue.left() == ["0", "1"]
+    queue.jobs["1"] = JobState("1", "running", alias="job_1")
+    crew.seen(1)  # the queue is looked at
+    until(lambda: queue.left() == ["0"])

@@ -72,7 +72,7 @@ def options_table() -> str:
             if each.switch
             else str(each.default)
         )
-        key = "-" if each.about.get("scope") == "command" else f"`{each.name}`"
+        key = "-" if each.about.get("scope") else f"`{each.name}`"
         text = each.about["help"].replace("|", r"\|")
         lines.append(f"| {key} | {spelt}`{each.flags[-1]}{value}` | {shown} | {text} |")
     return "\n".join(lines[1:])

@@ -200,6 +200,17 @@ def test_the_pool_hears_when_little_is_left(tmp_path):
     assert pool.heard[-1] <= 2
 
 
+def test_the_pool_hears_of_tasks_and_not_of_chunks_once_all_are_handed_out(tmp_path):
+    """A long task of many chunks keeps one worker busy: the others have nothing to wait for."""
+    plan = make_plan((400,), chunk=5)
+    with Telling(4) as pool:
+        check(
+            drive_to_end(plan, tmp_path, FakeAnalysis(busy=0.005), pool=pool, slots=4, task_seconds=10), plan
+        )
+    assert pool.heard[-1] == 1
+    assert len(pool.heard) < 40
+
+
 def test_waiting_in_a_queue_is_not_being_late(tmp_path):
     """A batch system may take hours for the next machine: nothing is handed out twice for that."""
     plan = make_plan((300,), chunk=5)

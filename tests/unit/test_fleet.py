@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,20 @@ def wait_for(condition, seconds=PATIENCE):
     return found
 
 
+def in_thread(call) -> Future:
+    """The Future of a call in a thread of its own."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
 class Lane(threading.Thread):
     """Somebody who waits for a worker."""
 
@@ -47,7 +62,7 @@ class Lane(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.member = self.fleet.take()
+            self.member = self.fleet.take(self)
         except SiteError as error:
             self.error = error
 
@@ -73,6 +88,85 @@ def test_a_worker_that_left_while_nobody_had_it_is_given_to_nobody():
     fleet.joined("7-0-1", "tls://b")
     lane.join(PATIENCE)
     assert lane.member.name == "7-0-1"
+
+
+def test_a_lane_whose_worker_is_gone_makes_its_call_on_one_that_has_nothing_to_do():
+    """Near the end nobody replaces a lost worker: a call that waited for another would wait for ever."""
+    fleet = Fleet()
+    fleet.joined("7-0-0", "tls://a")
+    fleet.joined("8-0-0", "tls://b")
+    one, two = fleet.take("one"), fleet.take("two")
+    fleet.left(one.name)
+    assert fleet.engage(one, "one") is two
+    waiting = in_thread(lambda: fleet.engage(two, "two"))
+    time.sleep(0.05)
+    assert not waiting.done()  # the other lane's call is on it
+    fleet.disengage(two)
+    assert waiting.result(PATIENCE) is two
+
+
+def test_a_call_without_a_worker_gets_the_next_that_comes_before_lanes_without_a_call():
+    fleet = Fleet()
+    idle = Lane(fleet)
+    call = in_thread(lambda: fleet.engage(None, "one"))
+    wait_for(lambda: fleet._calls)
+    fleet.joined("7-0-0", "tls://a")
+    assert call.result(PATIENCE).name == "7-0-0"
+    fleet.joined("7-1-0", "tls://b")
+    idle.join(PATIENCE)
+    assert idle.member.name == "7-1-0"
+
+
+def test_a_waiting_call_hears_that_no_worker_will_come():
+    fleet = Fleet()
+    call = in_thread(lambda: fleet.engage(None, "one"))
+    wait_for(lambda: fleet._calls)
+    fleet.fail(SiteError("the queue is closed"))
+    with pytest.raises(SiteError, match="the queue is closed"):
+        call.result(PATIENCE)
+
+
+def test_jobs_with_nothing_to_do_are_given_back_the_idlest_first():
+    now = [0.0]
+    fleet = Fleet(clock=lambda: now[0])
+    for name in ("1-0-0", "1-1-0", "2-0-0", "3-0-0", "4-0-0"):
+        fleet.joined(name, "tls://" + name)
+        fleet.take(name)
+    members = {name: fleet._here[name] for name in fleet._here}
+    fleet.engage(members["1-1-0"], "1-1-0")  # half of job 1 is at work
+    now[0] = 40.0
+    fleet.engage(members["3-0-0"], "3-0-0")
+    fleet.disengage(members["3-0-0"])  # a moment ago
+    now[0] = 70.0
+    assert fleet.rest(0, 60.0) == []
+    assert fleet.rest(5, 60.0) == ["2", "4"]
+    assert fleet.rest(5, 60.0) == []  # they go already
+    now[0] = 100.0
+    assert fleet.rest(5, 60.0) == ["3"]
+    fleet.disengage(members["1-1-0"])
+    now[0] = 160.0
+    assert fleet.rest(5, 60.0) == ["1"]
+
+
+def test_a_call_never_goes_to_a_job_that_is_given_back():
+    fleet = Fleet(clock=lambda: 100.0)
+    fleet.joined("1-0-0", "tls://a")
+    fleet.joined("2-0-0", "tls://b")
+    one, two = fleet.take("one"), fleet.take("two")
+    assert fleet.rest(1, 0.0) == ["1"]
+    assert fleet.engage(one, "one") is two
+
+
+def test_a_worker_that_another_lane_has_by_now_is_not_retired():
+    fleet, killed = Fleet(), []
+    fleet.order = killed.append
+    fleet.joined("1-0-0", "tls://a")
+    member = fleet.take("one")
+    assert fleet.engage(None, "two") is member
+    fleet.retire(member, "one")
+    assert not killed
+    fleet.retire(member, "two")
+    assert killed == [member]
 
 
 def test_lanes_hear_why_no_worker_will_come():
@@ -112,7 +206,7 @@ def test_an_obituary_counts_whether_it_comes_before_or_after_the_connection_is_g
         fleet = Fleet()
         fleet.fate = lambda job, timeout: pytest.fail("the pilot had said it")
         fleet.joined("1-0-0", "a")
-        member = fleet.take()
+        member = fleet.take("lane")
         acts = {
             "buried": lambda: fleet.buried("1-0-0", WorkerDied.of("memory", -9, 5)),
             "left": lambda: fleet.left("1-0-0"),
@@ -141,7 +235,7 @@ def test_of_a_job_ended_for_memory_only_the_largest_worker_is_blamed(monkeypatch
     names = [f"5-{index}-0" for index in range(len(peaks))]
     for name in names:
         fleet.joined(name, name)
-    members = [fleet.take() for _ in range(4)][1:]
+    members = [fleet.take("lane") for _ in range(4)][1:]
     for name, peak in zip(names, peaks, strict=True):
         fleet.left(name)
         if peak is not None:
@@ -156,7 +250,7 @@ def test_why_a_job_was_told_to_go_the_batch_system_knows(fate, why):
     fleet = Fleet()
     fleet.fate = lambda job, timeout: fate
     fleet.joined("5-0-0", "a")
-    member = fleet.take()
+    member = fleet.take("lane")
     fleet.buried("5-0-0", WorkerDied.of("removed", -9, 7))
     assert fleet.ended(member, "lost").why == why
 
@@ -169,7 +263,7 @@ def test_without_an_obituary_the_batch_system_is_asked(monkeypatch, fate, why):
     fleet, asked = Fleet(), []
     fleet.fate = lambda job, timeout: asked.append((job, timeout)) or fate
     fleet.joined("5_1-0-0", "a")
-    member = fleet.take()
+    member = fleet.take("lane")
     fleet.left("5_1-0-0")
     assert fleet.ended(member, "lost: nobody knows").why == why
     assert [job for job, _ in asked] == ["5_1"]
@@ -180,7 +274,7 @@ def test_a_worker_that_answered_oddly_is_killed_and_given_to_nobody(monkeypatch)
     fleet, orders = Fleet(), []
     fleet.order = orders.append
     fleet.joined("5-0-0", "a")
-    member = fleet.take()
+    member = fleet.take("lane")
     fleet.ended(member, "lost")
     assert orders == [member]
     assert not member.usable
@@ -467,7 +561,7 @@ def test_a_worker_that_cannot_be_reached_gets_no_work_and_its_job_ends(site, tmp
     assert job.wait(60) == 6
     assert "cannot be reached at tls://127.0.0.1:1" in refused[0]
     assert "firewall" in (tmp_path / "17.err").read_text()
-    assert not here.fleet._idle
+    assert not here.fleet._here
 
 
 def test_a_scheduler_takes_the_next_port_of_its_range(site, tmp_path):
@@ -491,7 +585,9 @@ def test_a_port_that_was_taken_in_the_last_moment_is_passed_over(site, monkeypat
         monkeypatch.setattr(
             ports,
             "pick",
-            lambda span, host, *, skip=(): asked.append(set(skip)) or (right(None, host) if skip else first),
+            lambda span, host, *, skip=(), **_: (
+                asked.append(set(skip)) or (right(None, host) if skip else first)
+            ),
         )
         assert site().address != f"tls://127.0.0.1:{first}"
     assert asked == [set(), {first}]

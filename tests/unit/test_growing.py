@@ -171,7 +171,7 @@ def test_what_cannot_be_described_is_said_and_the_old_jobs_go_on(gang):
     def broken(memory):
         raise SiteError("no room")
 
-    crew._grow = broken
+    crew._growth._grow = broken
     ended(crew, queue, "memory")
     assert queue.memory() == [2 * GB] * 2
     assert ("warning", "jobs cannot ask for more memory: no room") in told

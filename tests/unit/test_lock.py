@@ -209,10 +209,10 @@ def test_who_was_taken_for_dead_is_told(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO])
 def test_a_folder_that_takes_no_lock_is_the_sites_matter(tmp_path, monkeypatch, number):
-    def refuse(self, *args, **kw):
+    def refuse(*args, **kw):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(lock.Path, "write_text", refuse)
+    monkeypatch.setattr(lock, "_write", refuse)
     monkeypatch.setattr(lock.Path, "open", refuse)
     with pytest.raises(SiteError, match="cannot be locked") as caught, lock.hold(tmp_path):
         pass
@@ -221,11 +221,11 @@ def test_a_folder_that_takes_no_lock_is_the_sites_matter(tmp_path, monkeypatch, 
 
 
 def test_a_full_disk_at_the_end_frees_it_all_the_same(tmp_path, monkeypatch):
-    def full(self, *args, **kw):
+    def full(*args, **kw):
         raise OSError(errno.ENOSPC, "full")
 
     with monkeypatch.context() as patch, lock.hold(tmp_path):
-        patch.setattr(lock.Path, "write_text", full)
+        patch.setattr(lock, "_write", full)
     with lock.hold(tmp_path):
         pass
 

@@ -159,6 +159,23 @@ def test_the_pilot_is_told_where_its_files_are_and_which_job_it_is(made):
     assert out["settings"]["files"] == str((made / "job").resolve())
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("import no_such_package.inner", "lacks no_such_package"), ("from json import nothing", "is not fit")],
+)
+def test_a_python_without_what_is_needed_says_so_in_a_line(made, line, says):
+    """Whose last lines are all that the runner shows of a job."""
+    (made / "module" / "bare.py").write_text(f"{line}\n")
+    code, _, err = run(made, pilot="bare:main")
+    assert code == parcel.UNFIT
+    last = err.splitlines()[-1]
+    assert f"the workers' Python {sys.executable} (3." in last
+    assert says in last
+    assert "--worker-python" in last
+    assert "Traceback" not in err
+    assert list((made / "scratch").iterdir()) == []
+
+
 def test_wrong_words_say_how_it_is_used(made):
     done = subprocess.run(
         [sys.executable, str(made / "job" / "parcel.pyz")],

@@ -18,7 +18,12 @@ import psutil
 import pytest
 import zmq
 from parsl import curvezmq
-from parsl.executors.high_throughput.errors import ManagerLost, VersionMismatch, WorkerLost
+from parsl.executors.high_throughput.errors import (
+    CommandClientTimeoutError,
+    ManagerLost,
+    VersionMismatch,
+    WorkerLost,
+)
 
 from executors.batch.schedulers import JobState, write_text
 from executors.engines import parsl_exchange, parsl_node, parsl_pilot, parsl_remote, parsl_task
@@ -69,6 +74,12 @@ class FakeExchange:
         if isinstance(self.there, Exception):
             raise self.there
         return self.there
+
+    def hold(self, name):
+        self.there = [one | {"active": one["active"] and one["manager"] != name} for one in self.there]
+        self.on_hold(name)
+
+    on_hold = staticmethod(lambda name: None)
 
     def last_words(self):
         return "its log"
@@ -148,6 +159,26 @@ def placed(room):
     answer(room, (READY, b""))
     ready.result(PATIENCE)
     return slot
+
+
+def test_jobs_whose_managers_have_nothing_to_do_are_held_and_given_back(room):
+    exchange = room._exchange
+    idle = {"1.0": 70.0, "2.0": 90.0, "3.0": 20.0, "4.0": 0.0, "5.0": 80.0}
+    exchange.there = [
+        manager(job, manager=f"{job}-n1", tasks=int(job == "4.0"), idle_duration=since)
+        for job, since in idle.items()
+    ]
+
+    def begin(name):  # a task comes to one of them in the last moment
+        if name == "5.0-n1":
+            exchange.there = [one | {"tasks": int(one["manager"] == name)} for one in exchange.there]
+
+    exchange.on_hold = begin
+    assert room.idle(0, 60.0) == []
+    assert room.idle(2, 60.0) == ["2.0"]
+    assert [one["block_id"] for one in exchange.there if not one["active"]] == ["2.0", "5.0"]
+    exchange.there = CommandClientTimeoutError()
+    assert room.idle(2, 60.0) == []
 
 
 def test_a_lane_waits_for_a_manager_and_then_for_an_answer(room):
@@ -414,8 +445,10 @@ def test_a_job_takes_no_task_that_its_walltime_would_end(exchange):
 def test_a_port_that_is_taken_is_named_with_its_holder(tmp_path, umask):
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
-        site = SiteProfile(name="here", network=Network("loopback"), ports=SitePorts(scheduler=(port, port)))
-        with pytest.raises(SiteError, match=f"{port} is taken"):
+        site = SiteProfile(
+            name="here", network=Network("loopback"), ports=SitePorts((port, port), hint="ssh other")
+        )
+        with pytest.raises(SiteError, match=f"{port} is taken.*; ssh other"):
             parsl_exchange.Exchange(site, 1, tmp_path / "parsl")
 
 

@@ -42,3 +42,17 @@ def test_no_keys_where_modes_are_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(places.tempfile, "mkdtemp", open_to_all)
     with pytest.raises(SiteError, match="keys cannot be kept secret"):
         places.Places("dask", Resources(scratch=tmp_path))
+
+
+def test_not_where_anybody_could_exchange_it(tmp_path):
+    """The private folder's name can be given to another folder by whoever may write to any folder above it."""
+    wide = tmp_path / "wide"
+    base = wide / "runs"
+    base.mkdir(parents=True)
+    wide.chmod(0o777)
+    with pytest.raises(SiteError, match=rf"{wide} can be written by everybody.*chmod o-w {wide}"):
+        places.Places("dask", Resources(scratch=base))
+    assert list(base.iterdir()) == []
+    wide.chmod(0o1777)  # as /tmp
+    with places.Places("dask", Resources(scratch=base)):
+        pass

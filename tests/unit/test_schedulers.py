@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from executors.batch import joblogs, reasons, schedulers
+from executors.batch import holds, joblogs, reasons, schedulers
 from executors.batch.schedulers import SYSTEMS, CommandError, SubmissionError, ask, clean, scheduler_of
 from executors.batch.spec import JobSpec
 from executors.errors import SiteError, UnknownNameError, UsageError
@@ -441,8 +442,34 @@ def test_why_a_job_of_condor_waits(commands):
     )
     assert (
         scheduler_of("condor").why_pending(["9.0"])
-        == "no machine has TARGET.Memory >= RequestMemory (--memory, --cores, --disk)"
+        == "no machine has TARGET.Memory >= RequestMemory (--memory)"
     )
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (['0 Machine == "none"'], 'Machine == "none" (requirements, of the profile or by --directive)'),
+        (["0 TARGET.HasContainer", "0 TARGET.HasSIF"], "TARGET.HasContainer nor TARGET.HasSIF (--image)"),
+        (
+            [
+                "3 TARGET.Memory >= RequestMemory",
+                "2 TARGET.Cpus >= RequestCpus",
+                "0 [0] && [1]",
+                "0 [2] && [0]",
+            ],
+            "TARGET.Memory >= RequestMemory && TARGET.Cpus >= RequestCpus (--memory, --cores)",
+        ),
+    ],
+)
+def test_conditions_that_no_machine_fulfils(commands, steps, said):
+    rows = (
+        f"[{at}]  {matched:>8}  {text}"
+        for at, step in enumerate(steps)
+        for matched, _, text in [step.partition(" ")]
+    )
+    commands.put("condor_q", out="\n".join(rows) + "\n")
+    assert scheduler_of("condor").why_pending(["9.0"]) == f"no machine has {said}"
 
 
 def test_why_a_job_of_condor_waits_in_numbers(commands):
@@ -499,6 +526,7 @@ SQUEUE = """\
 14                              14                      PREEMPTED               0               0       None
 15                              15                      PENDING                 0               1       BeginTime
 16                              16                      PENDING                 0               0       BeginTime
+17                              17                      PENDING                 0               5       JobHoldMaxRequeue
 slurm_load_jobs: a line of noise
 """
 
@@ -523,6 +551,7 @@ def test_slurm_states(commands):
         "14": ("failed", "removed", 0),
         "15": ("held", "removed", None),
         "16": ("pending", "", None),
+        "17": ("held", "node", None),
     }
     assert states["1_2"].alias == "4"
     assert states["1_6"].alias == "", "an array's number is no task's before it runs"
@@ -846,8 +875,55 @@ def test_removing_no_job_asks_nobody(commands, system):
     ],
 )
 def test_reasons_to_hold(code, subcode, said, words, fate):
-    meaning = reasons.condor_hold(code, subcode, said)
+    meaning = holds.condor_hold(code, subcode, said)
     assert (meaning.words, meaning.fate) == (words, fate)
+
+
+# HoldReasonCode of HTCondor's manual (job ClassAd attributes) and of its condor_holdcodes.h: what each is about.
+HOLD_CODES = {
+    "Unspecified": "no reason", "UserRequest": "its owner", "GlobusGramError": "grid", "JobPolicy": "a rule of the job",
+    "CorruptedCredential": "credential", "JobPolicyUndefined": "has no value", "FailedToCreateProcess": "not be started",
+    "UnableToOpenOutput": "its output", "UnableToOpenInput": "standard input", "UnableToOpenOutputStream": "its output",
+    "UnableToOpenInputStream": "standard input", "InvalidTransferAck": "transfer", "TransferOutputError": "output",
+    "TransferInputError": "input files", "IwdError": "its folder", "SubmittedOnHold": "submitted on hold",
+    "SpoolingInput": "on their way", "JobShadowMismatch": "version", "InvalidTransferGoAhead": "transfer",
+    "HookPrepareJobFailure": "preparation", "MissedDeferredExecutionTime": "time", "StartdHeldJob": "by the node",
+    "UnableToInitUserLog": "event log", "FailedToAccessUserAccount": "account", "NoCompatibleShadow": "can run such",
+    "InvalidCronSettings": "cron", "SystemPolicy": "rule of the site", "SystemPolicyUndefined": "has no value",
+    "GlexecChownSandboxToUser": "handed over", "PrivsepChownSandboxToUser": "handed over",
+    "GlexecChownSandboxToCondor": "handed over", "PrivsepChownSandboxToCondor": "handed over",
+    "MaxTransferInputSizeExceeded": "larger than", "MaxTransferOutputSizeExceeded": "output that large",
+    "JobOutOfResources": "memory", "InvalidDockerImage": "image", "FailedToCheckpoint": "save its state",
+    "EC2UserError": "cloud", "EC2InternalError": "cloud", "EC2AdminError": "cloud", "EC2ConnectionProblem": "cloud",
+    "EC2ServerError": "cloud", "EC2InstancePotentiallyLost": "cloud", "PreScriptFailed": "before it failed",
+    "PostScriptFailed": "after it failed", "SingularityTestFailed": "containers", "JobDurationExceeded": "longer",
+    "JobExecuteExceeded": "longer", "HookShadowPrepareJobFailure": "preparation",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "name"), enumerate(HOLD_CODES))
+def test_every_code_of_the_manual(code, name):
+    assert HOLD_CODES[name] in holds.condor_hold(code, 0, "").words
+
+
+@pytest.mark.parametrize(
+    ("code", "subcode", "said", "words", "fate"),
+    [
+        (34, 0, "Job has exceeded allocated disk (5000 KB)", "it filled more disk than requested", ""),
+        (34, 0, "Job has gone over cgroup memory limit of 128 megabytes", "it used more memory", "memory"),
+        (5, 0, "The job attribute PeriodicHold expression 'X' evaluated to UNDEFINED", "has no value", ""),
+        (21, 101, "CPU usage exceeded request_cpus", "more cores", ""),
+        (21, 103, "runtime exceeded maximum (86400 seconds)", "ran longer", "walltime"),
+        (21, 104, "disk usage exceeded allocated disk", "more disk", ""),
+        (12, 122, "Disk quota exceeded", "no space is left", ""),
+        (13, 13, "Permission denied", "may not be read", ""),
+        (6, 2, "exec: No such file or directory", "is not on the node", ""),
+    ],
+)
+def test_codes_that_say_more(code, subcode, said, words, fate):
+    meaning = holds.condor_hold(code, subcode, said)
+    assert words in meaning.words
+    assert meaning.fate == fate
 
 
 @pytest.mark.parametrize(
@@ -870,6 +946,168 @@ def test_reasons_to_wait(reason, hopeless, part):
     meaning = reasons.slurm_pending(reason)
     assert meaning.hopeless is hopeless
     assert part in meaning.sentence(reason)
+
+
+# Of Slurm's library and its page of reasons for jobs: those of which there is one for each thing that is counted...
+COUNTED = ("BB", "Billing", "Cpu", "Energy", "GRES", "License", "Mem", "Node", "Unknown")
+LIMITS = [
+    "Grp{}Limit",
+    "Grp{}",
+    "Grp{}Minutes",
+    "Grp{}RunMinutes",
+    "Max{}PerJob",
+    "Max{}PerNode",
+    "Max{}MinutesPerJob",
+]
+# ... and the others.
+REASONS = [
+    "AccountNotAllowed",
+    "AccountingPolicy",
+    "AssocGrpJobsLimit",
+    "AssocGrpSubmitJobsLimit",
+    "AssocGrpWallLimit",
+    "AssocMaxJobsLimit",
+    "AssocMaxSubmitJobLimit",
+    "AssocMaxWallDurationPerJobLimit",
+    "AssociationJobLimit",
+    "AssociationResourceLimit",
+    "AssociationTimeLimit",
+    "BadConstraints",
+    "BeginTime",
+    "BurstBufferOperation",
+    "BurstBufferResources",
+    "BurstBufferStageIn",
+    "Cleaning",
+    "DeadLine",
+    "Dependency",
+    "DependencyNeverSatisfied",
+    "FedJobLock",
+    "FrontEndDown",
+    "InactiveLimit",
+    "InvalidAccount",
+    "InvalidQOS",
+    "JobArrayTaskLimit",
+    "JobHeldAdmin",
+    "JobHeldUser",
+    "JobHoldMaxRequeue",
+    "Licenses",
+    "MaxBBPerAccount",
+    "MaxCpuPerAccount",
+    "MaxJobsPerAccount",
+    "MaxMemPerLimit",
+    "MaxMemoryPerAccount",
+    "MaxSubmitJobsPerAccount",
+    "NodeDown",
+    "PartitionConfig",
+    "PartitionDown",
+    "PartitionInactive",
+    "PartitionNodeLimit",
+    "PartitionTimeLimit",
+    "Priority",
+    "Prolog",
+    "QOSGrpJobsLimit",
+    "QOSGrpWallLimit",
+    "QOSJobLimit",
+    "QOSMaxJobsPerUserLimit",
+    "QOSMaxSubmitJobPerUserLimit",
+    "QOSMaxWallDurationPerJobLimit",
+    "QOSMinCpuNotSatisfied",
+    "QOSMinMemory",
+    "QOSMinNode",
+    "QOSNotAllowed",
+    "QOSResourceLimit",
+    "QOSTimeLimit",
+    "QOSUsageThreshold",
+    "ReqNodeNotAvail",
+    "RequiresReservation",
+    "Reservation",
+    "ReservationDeleted",
+    "Resources",
+    "SchedDefer",
+    "SystemFailure",
+]
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *REASONS,
+        *(f"{whose}{one.format(what)}" for whose in ("Assoc", "QOS") for one in LIMITS for what in COUNTED),
+        "Nodes_required_for_job_are_DOWN,_DRAINED_or_reserved_for_jobs_in_higher_priority_partitions",
+        "(ReqNodeNotAvail, May be reserved for other job)",
+        "launch failed requeued held",
+    ],
+)
+def test_every_reason_of_slurm(reason):
+    assert reasons.slurm_pending(reason).words != "waits"
+
+
+OTHERS = {"--constraint", "--format", "--partition", "--qos"}  # of Slurm's own commands
+
+
+@pytest.mark.parametrize(
+    "file", ["executors/batch", "sites", "executors/preflight.py", "executors/canary.py"]
+)
+def test_every_option_that_is_advised_exists(file):
+    """Advice that names an option of nobody's mends nothing."""
+    from executors import options as declared
+
+    root = Path(__file__).parents[2]
+    known = {flag for each in declared.options() for flag in each.flags} | {"--canary", "--as-json"} | OTHERS
+    names = {"holds.py", "reasons.py", "condor.py", "preflight.py", "canary.py"}
+    paths = [root / file] if file.endswith(".py") else sorted((root / file).glob("*.py"))
+    found = {}
+    for path in paths:
+        if path.name in names or path.name.startswith("check_"):
+            text = "\n".join(re.findall(r'"[^"\n]*"', path.read_text()))
+            words = re.findall(r"(?<![\w.=-])--[a-z][a-z-]+(?=[ ;,:)\"=]|$)", text)
+            found |= {word: path.name for word in words if not text.count(f'"{word}"')}
+    assert found
+    assert {word: name for word, name in found.items() if word not in known} == {}
+
+
+STATES = [
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "LAUNCH_FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "RECONFIG_FAIL",
+    "REVOKED",
+    "TIMEOUT",
+]
+NOT_OVER = [
+    "CONFIGURING",
+    "COMPLETING",
+    "EXPEDITING",
+    "PENDING",
+    "POWER_UP_NODE",
+    "REQUEUED",
+    "REQUEUE_FED",
+    "REQUEUE_HOLD",
+    "RESIZING",
+    "RESV_DEL_HOLD",
+    "RUNNING",
+    "SIGNALING",
+    "SPECIAL_EXIT",
+    "STAGE_OUT",
+    "STOPPED",
+    "SUSPENDED",
+    "UPDATE_DB",
+]
+
+
+@pytest.mark.parametrize("state", [*STATES, *NOT_OVER])
+def test_every_state_of_slurm(commands, state):
+    """A job that runs on must not be taken for one that ended, nor the other way round."""
+    commands.put("squeue", out=f"{7:<32}{7:<24}{state:<24}{0:<16}{0:<8}None\n")
+    (found,) = scheduler_of("slurm").query("cs-me-1", ["7"]).values()
+    assert found.ended is (state in STATES)
+    assert "its state is" not in found.says
 
 
 @pytest.mark.parametrize(

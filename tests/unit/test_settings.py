@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 import re
 import tomllib
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from executors import outputs
 from executors.errors import UnknownNameError, UsageError
 from executors.options import ENVIRONMENT, Settings, options
-from executors.redact import HIDDEN, RedactingFilter, redact, secret_name
+from executors.redact import HIDDEN, RedactingFilter, cleaned, redact, secret_name
 from executors.settings import resolve, show_config, toml
 from executors.values import MismatchError, Spelled, convert
 
@@ -191,14 +193,40 @@ def test_show_config_is_toml_that_reads_back(tmp_path: Path) -> None:
         ), each.name
 
 
+def test_what_opens_a_door_is_typed(tmp_path: Path) -> None:
+    """``--insecure``: on the command line or as a keyword of the call; nothing that was said once counts."""
+    assert resolve({"insecure": True}).settings.insecure
+    assert resolve({"set": ["insecure=true"]}).settings.insecure
+    assert resolve(insecure=True).settings.insecure
+    file = tmp_path / "run.toml"
+    file.write_text("insecure = true\n")
+    with pytest.raises(UsageError, match=r"run.toml: 'insecure' belongs on the command line: --insecure"):
+        resolve({}, file)
+    with pytest.raises(UsageError, match="env COFFEA_SCALEOUT_INSECURE: .*--insecure"):
+        resolve(env={"COFFEA_SCALEOUT_INSECURE": "1"})
+    with pytest.raises(UsageError, match="site: .*--insecure"):
+        resolve({}, site={"insecure": True})
+    text = show_config(resolve({"insecure": True}))
+    assert re.search(r"^# insecure = true +# command line$", text, re.MULTILINE)
+    file.write_text(text)
+    assert not resolve({}, file).settings.insecure
+
+
 def test_show_config_hides_secrets() -> None:
     jwt = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJlc2ln"
     text = show_config(
-        resolve({"wf_arg": ["api_token=canary1", f"note={jwt}"], "json": "root://h//f?authz=canary2"})
+        resolve(
+            {
+                "wf_arg": ["api_token=canary1", f"note={jwt}", 'more={"password": ["canary3"], "x": 1}'],
+                "json": "root://h//f?authz=canary2",
+                "directive": ["--comment=MY_SECRET=canary4"],
+                "worker_setup": ["export API_KEY=canary5", "x"],
+            }
+        )
     )
     assert "canary" not in text
     assert jwt not in text
-    assert text.count(HIDDEN) == 3
+    assert text.count(HIDDEN) == 6
     tomllib.loads(text)
 
 
@@ -295,3 +323,30 @@ def test_toml_writes_what_tomllib_reads() -> None:
 def test_the_example_file_is_valid() -> None:
     resolved = resolve({}, REPOSITORY / "configs" / "example.toml")
     assert resolved.settings.wf == "dimuon"
+
+
+def test_a_document_without_its_secrets_is_still_one() -> None:
+    """Text by text, before it is quoted: redacting JSON would take quotes along."""
+    found = cleaned(
+        {
+            "api_token": "canary1",
+            "arguments": {"password": ["canary2"], "pin_secret": 1234, "token_file": "/a", "use_token": True},
+            "rows": ["MY_TOKEN=canary3", ("x", 1, None)],
+            "the message": 'refused: Authorization: Bearer canary4567 and "MY_PASSWORD=canary5"',
+            "MY_TOKEN=canary6": {"token": {"ok": None}},
+        }
+    )
+    text = json.dumps(found)
+    assert "canary" not in text
+    assert json.loads(text)["arguments"] == {
+        "password": HIDDEN, "pin_secret": HIDDEN, "token_file": "/a", "use_token": True
+    }  # fmt: skip
+    assert found["rows"][1] == ["x", 1, None]
+    assert found["the message"].endswith(HIDDEN)
+
+
+@pytest.mark.parametrize("value", ["canary", 'a "canary" b', 7, ["canary"], {"x": "canary"}])
+def test_what_is_written_without_secrets_is_read_back(tmp_path: Path, value: object) -> None:
+    outputs.write_json(tmp_path / "a.json", {"workflow_arguments": {"my_token": value}, "complete": True})
+    assert outputs.read_json(tmp_path / "a.json")["complete"]
+    assert "canary" not in (tmp_path / "a.json").read_text()

@@ -201,7 +201,7 @@ def changed(key, rule, site):
     kind = values
     table = {
         kind.text: "other", kind.flag: "no" if schema.value_of(site, key) else "yes", kind.count: "7",
-        kind.number: "1.5", kind.size: "9GB", kind.span: "17m", kind.texts: "one more", kind.ports: "2000-2010",
+        kind.number: "1.5", kind.size: "9GB", kind.span: "17m", kind.texts: "one more", kind.names: "ONE_MORE", kind.ports: "2000-2010",
     }  # fmt: skip
     if rule.reader in table:
         return table[rule.reader]
@@ -291,8 +291,13 @@ def test_every_engine_of_a_site_opens_by_name(name):
 def test_old_names_mean_one_site_each():
     known = [old for name in NAMES for old in load_site(name).old_names]
     assert len(known) == len(set(known))
-    hosts = [host for name in NAMES for host in load_site(name).detect.hostname]
-    assert len(hosts) == len(set(hosts))
+    hosts = {}
+    for name in NAMES:
+        for host in load_site(name).detect.hostname:
+            hosts.setdefault(host, []).append(name)
+    for names in hosts.values():  # of one place only, and its own name comes first
+        first, *others = sorted(names)
+        assert all(first in load(one, [built_in()]).inherits for one in others), names
 
 
 def test_the_originals_executors_all_mean_something():
@@ -303,8 +308,26 @@ def test_the_originals_executors_all_mean_something():
     }  # fmt: skip
     for name, site in spoken.items():
         assert registry.split(name)[1] == site
-    with pytest.raises(UsageError, match="dask/lxplus"):
-        registry.split("condor_standalone")
+    for name in ("condor_standalone", "condor/standalone"):
+        with pytest.raises(UsageError, match=r"later part; with one: dask/condor.* dask/lxplus"):
+            registry.split(name)
+
+
+def test_the_names_of_pocket_coffea_mean_the_same_places():
+    """``engine@site``, as its runner knows them."""
+    spoken = {
+        "dask@lxplus": "lxplus", "dask@swan": "swan", "dask@T3_CH_PSI": "psi", "parsl@DESY": "naf",
+        "parsl@RWTH": "rwth", "dask@RWTH": "rwth", "parsl@CLAIX": "claix", "dask@CLAIX": "claix",
+        "dask@brux": "brux", "dask@rubin": "rubin", "dask@oscar": "oscar", "dask@casa": "casa",
+        "dask@infn-af": "infn",
+    }  # fmt: skip
+    for name, site in spoken.items():
+        assert registry.split(name) == (name.partition("@")[0], site)
+    with pytest.raises(UsageError, match="Gateway"):
+        registry.split("dask@purdue-af")
+    for name in ("condor@lxplus", "condor@rubin"):
+        with pytest.raises(UsageError, match=f"with one: dask/{name.partition('@')[2]}"):
+            registry.split(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -341,3 +364,97 @@ def test_profiles_need_no_room_but_errors():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("executors"):
                 assert node.module == "executors.errors"
+
+
+# What public sources say of each site (named in its file), so that nobody changes it by accident.
+VALUES = {
+    "bnl": {"resources.memory": "1.5GB", "job.account_directive": "accounting_group"},
+    "brux": {"resources.memory": "4GB", "resources.disk": "4GB", "limits.jobs": "336", "network.address": "hostname"},
+    "casa": {
+        "scheduler": "existing", "dask.address": "tls://localhost:8786", "dask.tls_ca": "/etc/cmsaf-secrets/ca.pem",
+        "dask.tls_cert": "/etc/cmsaf-secrets/hostcert.pem", "resources.memory": "4GiB", "resources.disk": "2GiB",
+        "urls.cache": "xcache", "proxy.kind": "token", "proxy.path": "/etc/cmsaf-secrets-chown/access_token",
+        "limits.jobs": "50", "detect.marker": "/etc/cmsaf-secrets/ca.pem", "env.XRD_RUNFORKHANDLER": "1",
+    },
+    "claix": {
+        "job.queue": "c23ms", "directives.constraint": "zen4", "resources.memory": "4GB", "resources.walltime": "6h",
+        "job.scratch": "$TMPDIR", "limits.usual": "20",
+        "env.X509_CERT_DIR": "/cvmfs/grid.cern.ch/etc/grid-security/certificates",
+    },
+    "cmsconnect": {"proxy.required": "true", "detect.hostname": "*uscms*"},
+    "infn": {
+        "scheduler": "existing", "proxy.required": "true", "job.required": "dask.address",
+        "env.X509_CERT_DIR": "/cvmfs/grid.cern.ch/etc/grid-security/certificates/",
+    },
+    "lpc": {
+        "job.image_directive": "+SingularityImage", "job.walltime_directive": "+MaxRuntime",
+        "job.image_variable": "COFFEA_IMAGE_FULL", "resources.memory": "2GB", "limits.death": "1m",
+        "ports.worker": "10000 to 10070", "ports.scheduler": "10071 to 10100", "shares_store": "false",
+        "job.submit_options": "-spool", "proxy.required": "true", "schedd.pool": "$FERMIHTC_REMOTE_POOL",
+        "paths.logs": "$HOME, /uscmst1b_scratch/lpc1/3DayLifetime, /uscms_data",
+    },
+    "lxplus": {
+        "ports.scheduler": "8786", "ports.worker": "10000 to 10100", "job.queue_directive": "+JobFlavour",
+        "job.queues.espresso": "20m", "job.queues.microcentury": "1h", "job.queues.longlunch": "2h",
+        "job.queues.workday": "8h", "job.queues.tomorrow": "1d", "job.queues.testmatch": "3d",
+        "job.queues.nextweek": "7d", "job.walltime_directive": "+MaxRuntime", "job.submit_options": "-spool",
+        "job.image_directive": "MY.SingularityImage", "limits.jobs": "500", "limits.jobs_per_submission": "100",
+        "directives.MY.SendCredential": "true", "directives.MY.SpoolOnEvict": "false",
+        "proxy.path": "$HOME/x509up_u{uid}", "paths.unseen": "/tmp",
+    },
+    "maxwell": {"job.queue": "all", "resources.walltime": "2h", "resources.memory": "4GB"},
+    "mit": {
+        "resources.memory": "5GB", "resources.disk": "2GB", "job.account_directive": "+AccountingGroup",
+        "job.image_directive": "+SingularityImage", "proxy.required": "true",
+    },
+    "naf": {
+        "resources.memory": "4GB", "resources.walltime": "6h", "job.walltime_directive": "+RequestRuntime",
+        "job.setup": "source /cvmfs/grid.desy.de/etc/profile.d/grid-ui-env.sh, ulimit -u 32768 || true",
+    },
+    "naf_lite": {"resources.memory": "2GB", "resources.walltime": "3h", "resources.cores": "1"},
+    "nd": {"ports.scheduler": "9123 to 9130", "detect.hostname": "earth.crc.nd.edu"},
+    "oscar": {"job.queue": "batch", "resources.memory": "7.5GB", "resources.walltime": "6h", "limits.usual": "64"},
+    "ospool": {
+        "job.account_directive": "+ProjectName", "directives.+JobDurationCategory": "Medium",
+        "resources.walltime": "20h", "limits.memory": "40GB",
+    },
+    "psi": {
+        "job.queue": "standard", "resources.memory": "4GB", "resources.walltime": "6h",
+        "job.setup": "ulimit -u unlimited || true",
+    },
+    "purdue": {"xrootd.request_timeout": "300", "xrootd.stream_timeout": "300", "xrootd.connection_retry": "5"},
+    "rubin": {
+        "resources.memory": "4GB", "resources.disk": "3GB", "limits.jobs": "336", "resources.walltime": "6h",
+        "job.walltime_directive": "+MaxRuntime", "directives.MY.SendCredential": "true",
+    },
+    "rwth": {
+        "resources.memory": "4GB", "resources.disk": "4GB", "resources.walltime": "6h", "limits.usual": "20",
+        "job.setup": "ulimit -s unlimited || true",
+    },
+    "swan": {"scheduler": "existing", "job.required": "dask.address"},
+    "uchicago": {
+        "job.queue": "short", "job.queue_directive": "+queue", "resources.walltime": "4h",
+        "dask.address": "tls://localhost:8786", "urls.cache": "xcache.af.uchicago.edu", "urls.cache_form": "prefix",
+    },
+    "uf": {"ports.scheduler": "9123 to 9130"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_the_values_of_a_site_are_those_of_its_sources(name):
+    site = load_site(name)
+    found = {}
+    for key in VALUES[name]:
+        whole, row = schema.key_of(key)
+        value = schema.value_of(site, whole.name)
+        found[key] = overrides.shown(key, value[row] if row else value)
+    assert found == VALUES[name]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if load_site(name).scheduler is not None])
+def test_what_every_site_repeats(name):
+    """What frameworks set on each worker; where certificates lie comes from the runner or from the profile."""
+    site = load_site(name)
+    assert (site.env["XRD_RUNFORKHANDLER"], site.env["MALLOC_TRIM_THRESHOLD_"]) == ("1", "0")
+    if site.scheduler != "existing":
+        assert site.job.pass_env == ("X509_CERT_DIR",)

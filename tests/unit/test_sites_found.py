@@ -1,5 +1,6 @@
 """Where profiles come from: which one wins, which ones are refused, and how a machine's site is found."""
 
+import json
 import os
 import random
 import string
@@ -107,8 +108,11 @@ def test_what_speaks_of_one_site_is_not_inherited(places):
 def test_doubts_are_inherited_until_the_key_is_set(places):
     run, _ = places
     put(run / "a.site.toml", 'inherits = "psi"\nunverified = ["job.queue"]\n')
-    assert find.find("a").profile.unverified == ("job.scratch", "ports", "job.queue")
-    put(run / "b.site.toml", 'inherits = "psi"\n[job]\nscratch = "/tmp"\n[ports]\nworker = 7\n')
+    assert find.find("a").profile.unverified == ("job.scratch", "job.queues", "ports", "job.queue")
+    put(
+        run / "b.site.toml",
+        'inherits = "psi"\n[job]\nscratch = "/tmp"\nqueues = { a = "1h" }\nqueue = "a"\n[resources]\nwalltime = "1h"\n[ports]\nworker = 7\n',
+    )
     assert find.find("b").profile.unverified == ()
 
 
@@ -186,6 +190,41 @@ def test_a_file_that_cannot_be_used_is_listed_with_the_reason_and_stops_nobody(p
     assert registry.split("dask/slurm") == ("dask", "slurm")
     assert registry.split("auto")
     assert "auto" not in find.names(find.layers())
+
+
+def test_a_file_whose_name_cannot_be_a_sites_is_said(places):
+    run, home = places
+    put(home / "MyCluster.toml", MINE)
+    put(run / "auto.site.toml", MINE)
+    put(run / "Other.site.toml", MINE)
+    put(run / "plain.toml", MINE)
+    said = " ".join(site_words.listed().split())
+    for name in ("MyCluster.toml", "Other.site.toml"):
+        assert f"{name} is left out: a site's name has small letters" in said
+    assert "auto.site.toml is left out: a site's name cannot be 'auto'" in said
+    for ask in (lambda: find.find("mycluster"), lambda: registry.place("dask/mycluster")):
+        with pytest.raises(UnknownNameError, match=r"MyCluster\.toml is left out"):
+            ask()
+    for ask in (lambda: find.find("plain"), lambda: registry.place("dask/plain")):
+        with pytest.raises(UnknownNameError, match=r"--site-file plain\.toml, or call it plain\.site\.toml"):
+            ask()
+    with pytest.raises(UnknownNameError) as caught:
+        find.find("nothing")
+    assert "left out" not in caught.value.message
+    put(run / "me.site.toml", 'inherits = "me"\n')
+    with pytest.raises(UsageError, match=r"me\.site\.toml: it inherits its own name, and no other site"):
+        find.find("me")
+
+
+def test_a_profile_that_no_engine_can_use_is_said(places):
+    run, _ = places
+    put(run / "bare.site.toml", "[resources]\ncores = 2\n")
+    put(run / "odd.site.toml", 'inherits = "local"\nengines = ["dsk"]\n')
+    found = {row["name"]: row for row in json.loads(site_words.listed(as_json=True))["sites"]}
+    assert (found["bare"]["usable"], "engines = [" in found["bare"]["why"]) == (False, True)
+    assert (found["odd"]["usable"], "did you mean 'dask'" in found["odd"]["why"]) == (False, True)
+    with pytest.raises(UsageError, match=r'names none: engines = \["dask"\]'):
+        registry.place("dask/bare")
 
 
 @pytest.mark.parametrize("name", ["My Site.toml", "UPPER.toml", "auto.toml", "x.txt", ".toml", "-x.toml"])

@@ -36,7 +36,7 @@ def test_text_is_read_as_it_is_typed():
     assert found.env["A"] == "x=y"
     assert found.env["XRD_RUNFORKHANDLER"] == "1"
     assert dict(found.directives) == {
-        "MY.SendCredential": True, "+Foo": 1, "flag": True, "word": "007", "expression": "TARGET.X > 1"
+        "MY.SendCredential": True, "MY.SpoolOnEvict": False, "+Foo": 1, "flag": True, "word": "007", "expression": "TARGET.X > 1"
     }  # fmt: skip
     assert found.limits.start == 90
     assert found.shares_store is False
@@ -166,6 +166,8 @@ def test_queues_with_limits(tmp_path):
         overridden(mine, {"resources.walltime": "5h"})
     with pytest.raises(UsageError, match=r"--walltime 7d or less"):
         overridden(mine, {"resources.walltime": "8d", "job.queue": "long"})
+    with pytest.raises(UsageError, match=r"\(4h\): --queue long and --walltime 7d or less"):
+        overridden(mine, {"resources.walltime": "8d"})
     with pytest.raises(UnknownNameError, match="did you mean 'short'"):
         overridden(mine, {"job.queue": "shor"})
     long = site(

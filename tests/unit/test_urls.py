@@ -17,6 +17,7 @@ from executors import addresses
 from executors.errors import FilesetError, SiteError
 from executors.running import execute
 from executors.settings import resolve
+from executors.work.report import Silent
 from sites.profile import SiteProfile, Urls, XRootD
 from sites.urls import as_read, is_xrootd, mapping, server_of, xrootd_env
 
@@ -72,10 +73,46 @@ def test_at_casa_every_store_path_comes_through_the_cache(url):
         "root://c/root://o//store/a.root?x=1",
         "root://xcache.af.uchicago.edu//store/a.root",
         "root://red-xcache1.unl.edu:1094//store/a.root",
+        "root://h//store/../eos/user/a/b.root",
+        "root://h//eos/cms/store/x/../../../user/a/b.root",
+        "file:///store/a.root",
+        "root://h//store",
+        "root://h",
     ],
 )
 def test_at_casa_the_rest_is_left_alone(url):
     assert as_read(url, CASA, PLUGIN) == url
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a b.root",
+        "a%20b.root",
+        "é.root",
+        "a.root#x",
+        "a//b.root",
+        "./a.root",
+        "a.root:Events",
+        "*.root",
+        "a..b.root",
+        "",
+    ],
+)
+def test_names_below_store_are_left_as_they_are(name):
+    """What they mean is for who reads them; two spellings are never made one here."""
+    assert as_read(f"root://h:1//store/{name}", CASA, PLUGIN) == f"root://xcache//store/{name}"
+    here = site(rewrite={"root://h:1//store/": "/mnt/"})
+    assert as_read(f"root://h:1//store/{name}", here, {}) == f"/mnt/{name}"
+
+
+def test_servers_by_number():
+    here = site(
+        cache="[2001:db8::1]:1094", rewrite={"root://[2001:db8::2]//": "root://[2001:db8::3]:1095//data/"}
+    )
+    assert as_read("root://[2001:DB8::7]:2//store/a", here, {}) == "root://[2001:db8::1]:1094//store/a"
+    assert as_read("root://[2001:db8::1]//store/a", here, {}) == "root://[2001:db8::1]:1094//store/a"
+    assert as_read("root://u@[2001:DB8::2]:1094//x/a", here, {}) == "root://[2001:db8::3]:1095//data/x/a"
 
 
 @pytest.mark.parametrize(
@@ -357,6 +394,48 @@ def test_what_an_analysis_says_is_written_without_tokens(tmp_path):
 @given(st.text() | URLS)
 def test_any_text_has_a_public_form(text):
     assert addresses.public(addresses.public(text)) == addresses.public(text)
+
+
+class Heard(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.said = []
+
+    def message(self, level, text):
+        self.said.append((level, text))
+
+
+@pytest.mark.parametrize(
+    ("others", "twins"),
+    [
+        (["root://b.invalid//store/nano_0.root"], 1),
+        (["root://a.invalid:1094/store/nano_0.root"], 0),  # another spelling: it is counted once
+        (["root://b.invalid//store/nano_1.root"], 0),
+        (["root://b.invalid//store/nano_0.root", "root://c.invalid//store/nano_0.root"], 2),
+    ],
+)
+def test_one_file_under_two_names_is_said(tmp_path, others, twins):
+    """Two servers of one file, or one cache for both: all names stay, and nothing is counted twice in silence."""
+    make_fileset(tmp_path / "data", {"dy": [50, 50]})
+    mounts = "".join(f'"root://{s}.invalid//store/" = "{tmp_path}/data/dy/"\n' for s in "abc")
+    (tmp_path / "near.toml").write_text(
+        f'inherits = "local"\nengines = ["iterative"]\n[urls.rewrite]\n{mounts}'
+    )
+    names = ["root://a.invalid//store/nano_0.root", *others]
+    (tmp_path / "fs.json").write_text(json.dumps({"dy": names, "tt": names[:1]}))
+    asked = resolve(
+        wf=f"{Path(__file__).parents[1] / 'analyses.py'}:Sum", json=str(tmp_path / "fs.json"),
+        executor="iterative/near", site_file=str(tmp_path / "near.toml"), outputdir=tmp_path / "out",
+        cache=tmp_path / "cache",
+    ).settings  # fmt: skip
+    heard = Heard()
+    assert execute(asked, observer=heard).exit_code == 0
+    said = [text for level, text in heard.said if level == "warning" and "are the same file" in text]
+    assert len(said) == (twins > 0)
+    if twins:
+        assert said[0].startswith(f"dataset 'dy': {names[0]} and {names[1]} are the same file")
+        assert (f"({twins} such files)" in said[0]) == (twins > 1)
 
 
 def test_a_fileset_for_coffeas_own_runner(monkeypatch):

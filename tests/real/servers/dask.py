@@ -106,6 +106,11 @@ class Facility:
         """Whether neither of its processes has ended."""
         return all(one.poll() is None for one in self._processes)
 
+    def end_scheduler(self) -> None:
+        """Kill the scheduler alone."""
+        self._processes[0].kill()
+        self._processes[0].wait(10)
+
     def stop(self) -> None:
         """End all of it."""
         processes.end(mine := self.processes())

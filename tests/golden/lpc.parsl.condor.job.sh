@@ -1,0 +1,16 @@
+#!/bin/bash
+# Written by coffea-scaleout for its jobs cs-user-01234567.
+
+umask 077
+cs_stop() { printf 'coffea-scaleout: %s\n' "$2" >&2; exit "$1"; }
+case "$(declare -p PATH 2>&1)" in 'declare -x '*) ;; *) export PATH=/usr/local/bin:/usr/bin:/bin ;; esac
+[ -n "${USER:-}" ] || { USER="$(id -un 2>&1)" || USER="$(id -u)"; export USER; }
+[ -n "${HOME:-}" ] || { unset HOME; HOME=~; export HOME; }
+cs_job="${SLURM_JOB_ID:-${PBS_JOBID:-${LSB_JOBID:-${JOB_ID:-}}}}"
+printf 'coffea-scaleout: on %s%s\n' "${HOSTNAME:-a node}" "${cs_job:+, job $cs_job}" >&2
+export XRD_RUNFORKHANDLER='1'
+export MALLOC_TRIM_THRESHOLD_='0'
+export PYTHONDONTWRITEBYTECODE='1'
+eval -- 'export LD_LIBRARY_PATH=/usr/local/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}' || cs_stop 78 "setup line 1 failed (exit code $?): "'export LD_LIBRARY_PATH=/usr/local/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}'
+command -v -- 'python3' >/dev/null || cs_stop 127 'python3'" is not there or cannot be run on ${HOSTNAME:-this node} (job.python)"
+exec 'python3' 'parcel.pyz' 'pilot.json'

@@ -1,0 +1,31 @@
+#!/bin/bash
+#SBATCH --job-name=cs-user-01234567
+#SBATCH --output=/home/user/run/outputs/logs/%j.out
+#SBATCH --error=/home/user/run/outputs/logs/%j.err
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=1
+#SBATCH --export-file=job.env
+#SBATCH --no-requeue
+#SBATCH --mem=3815M
+#SBATCH --time=6:00:00
+#SBATCH --partition=standard
+# Written by coffea-scaleout for its jobs cs-user-01234567.
+
+umask 077
+cs_stop() { printf 'coffea-scaleout: %s\n' "$2" >&2; exit "$1"; }
+case "$(declare -p PATH 2>&1)" in 'declare -x '*) ;; *) export PATH=/usr/local/bin:/usr/bin:/bin ;; esac
+[ -n "${USER:-}" ] || { USER="$(id -un 2>&1)" || USER="$(id -u)"; export USER; }
+[ -n "${HOME:-}" ] || { unset HOME; HOME=~; export HOME; }
+cd -- '/home/user/run/outputs/private/job' || cs_stop 78 'this node does not see the folder /home/user/run/outputs/private/job'
+cs_job="${SLURM_JOB_ID:-${PBS_JOBID:-${LSB_JOBID:-${JOB_ID:-}}}}"
+printf 'coffea-scaleout: on %s%s\n' "${HOSTNAME:-a node}" "${cs_job:+, job $cs_job}" >&2
+export XRD_RUNFORKHANDLER='1'
+export MALLOC_TRIM_THRESHOLD_='0'
+export PYTHONDONTWRITEBYTECODE='1'
+[ -n "${USER:-}" ] || cs_stop 78 '$USER of job.scratch is not set on this node'
+export TMPDIR="/scratch/${USER}"
+mkdir -p -- "$TMPDIR" || cs_stop 78 "the scratch folder $TMPDIR cannot be made"
+eval -- 'ulimit -u unlimited || true' || cs_stop 78 "setup line 1 failed (exit code $?): "'ulimit -u unlimited || true'
+command -v -- '/home/user/venv/bin/python' >/dev/null || cs_stop 127 '/home/user/venv/bin/python'" is not there or cannot be run on ${HOSTNAME:-this node} (job.python)"
+exec '/home/user/venv/bin/python' '/home/user/run/outputs/private/job/parcel.pyz' '/home/user/run/outputs/private/job/pilot.json'
