@@ -13,6 +13,7 @@ from executors.memory import footprints
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from executors.engines.nursery import Spare
     from executors.fileset import Fileset
     from executors.fingerprint import Fingerprint
     from executors.options import Settings
@@ -38,6 +39,7 @@ class Asked:
     chunk: budgets.Chunk
     budget: budgets.Budget | None  # of a worker
     stop: threading.Event = field(default_factory=threading.Event)
+    spare: Spare | None = None  # of the engine, which is being started already
 
     @property
     def plan(self) -> Plan:

@@ -48,11 +48,13 @@ from executors.work.worker import Place
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from executors import jobs
     from executors.ahead import Ahead
     from executors.engines.base import Resources
+    from executors.engines.nursery import Spare
     from executors.fingerprint import Fingerprint
     from executors.options import Settings
     from executors.where import Where
@@ -78,9 +80,15 @@ def execute(
     """Do what the settings say; errors of use are raised before any work starts."""
     observer = observer or Silent()
     place = _place(settings, observer)
-    ahead = _look_ahead(settings, place, folder or settings.outputdir)
-    asked = _asked(settings, observer, workflow, fileset, folder, place=place)
-    _heed(asked, ahead)
+    with _begun(place) as spare:
+        ahead = _look_ahead(settings, place, folder or settings.outputdir)
+        asked = _asked(settings, observer, workflow, fileset, folder, place=place)
+        _heed(asked, ahead)
+        return _execute(replace(asked, spare=spare))
+
+
+def _execute(asked: Asked) -> Outcome:
+    settings = asked.settings
     # Whoever overtakes this lock took this runner for dead: it must then write no more.
     with lock.hold(asked.folder, lost=asked.stop):
         if settings.overwrite:
@@ -95,6 +103,15 @@ def execute(
             return _work(asked, plan)
         except OSError as error:
             raise SiteError(f"{asked.folder}: {error.strerror or error}") from error
+
+
+def _begun(place: Where) -> AbstractContextManager[Spare | None]:
+    """What the engine imports to start is imported beside what the analysis imports."""
+    if place.inline:
+        return contextlib.nullcontext()
+    from executors.engines.hosted import spare_for
+
+    return spare_for(place.engine.name, place.site)
 
 
 def _look_ahead(settings: Settings, place: Where, folder: Path) -> Ahead | None:
@@ -423,6 +440,7 @@ def _wanted(asked: Asked, plan: Plan, place: Place, call: jobs.Call) -> Resource
         memory=spot.worker_memory(spot.workers),
         log_dir=folder / "logs",
         sole=True,
+        spare=asked.spare,
         preload=() if spot.inline else ("executors.coffea.analysis",),
         tell=partial(_told, asked.observer),
         insecure=asked.settings.insecure,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from executors.engines.nursery import Spare
     from sites.profile import SiteProfile
 
 
@@ -51,6 +52,7 @@ class Resources:
     initargs: tuple[Any, ...] = ()
     preload: tuple[str, ...] = ()  # modules imported once and shared by the workers, where the engine can
     tell: Callable[[str, str], None] | None = None  # hears (level, text): what becomes of jobs and workers
+    spare: Spare | None = None  # a keeper that was started already
     insecure: bool = False  # talk to a scheduler of others without encryption, if that is all it has
 
     @property

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from executors.engines.base import WorkerDied
 from executors.engines.call import pack_outfit
 from executors.engines.host import Host, HostSlot
-from executors.engines.nursery import Nursery, thread_limits
+from executors.engines.nursery import Nursery, Spare, thread_limits
 from executors.engines.places import Places
 from executors.engines.pool import Pool
 from executors.errors import EngineError
@@ -28,10 +28,29 @@ if TYPE_CHECKING:
     from executors.engines.base import Resources
     from sites.profile import SiteProfile
 
+# What the host of an engine imports: half a second, and more from a slow file system.
+HOSTS = {
+    "dask": ("executors.engines.dask_host", "executors.engines.dask_remote"),
+    "parsl": ("executors.engines.parsl_host", "executors.engines.parsl_remote"),
+}
 EXISTING = "existing"  # a scheduler that runs already, and that we neither start nor end
 FILES_A_LANE = 4  # the lane, and in the host its worker, its job and a spare
 FILES_BESIDE = 512
 GOODBYE = 10.0  # seconds
+
+
+@contextlib.contextmanager
+def spare_for(engine: str, site: SiteProfile) -> Iterator[Spare | None]:
+    """A keeper that imports what this engine's host needs, until the engine has taken it or this ends."""
+    modules = HOSTS.get(engine, ())
+    if not modules:
+        yield None
+        return
+    spare = Spare(modules if site.scheduler not in (None, EXISTING) else modules[:1])
+    try:
+        yield spare
+    finally:
+        spare.close()
 
 
 @contextlib.contextmanager
@@ -52,6 +71,7 @@ def open_hosted(name: str, target: str, site: SiteProfile, want: Resources) -> I
             env=want.env if batch else env,
             sweep=places.private,
             farewell=_farewell(site, job) if batch else (),
+            spare=want.spare,
         )
         setup = _setup(places, want) | {"site": site, "name": job, "env": env} | sent
         host = Host(nursery, f"{name}-host", target, setup, want.tell)

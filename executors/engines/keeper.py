@@ -50,12 +50,12 @@ class Ward:
 class Keeper:
     """The loop: requests in, deaths out."""
 
-    def __init__(self, control: socket.socket, runner: int, sweep: str) -> None:
+    def __init__(self, control: socket.socket, runner: int) -> None:
         self.control = control
         self.wards: dict[int, Ward] = {}
         self.memory: int | None = None
         self.farewell: list[list[str]] = []
-        self.sweep = sweep
+        self.sweep = ""
         self.wake, self.woken = socket.socketpair()
         self.wake.setblocking(False)
         self.woken.setblocking(False)
@@ -67,18 +67,29 @@ class Keeper:
         self.kills: Any = None
 
     def start(self) -> bool:
-        """Take the setup from standard input; False when the runner was gone before it was complete."""
+        """Take the setup from standard input; False when the runner was gone before it was complete.
+
+        What can be imported before the rest is known comes first: the runner may have other work meanwhile.
+        """
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         try:
+            early = pickle.load(sys.stdin.buffer)
+            sys.path[:] = early["path"]
+            self._preload(early["preload"])
             setup = pickle.load(sys.stdin.buffer)
         except (EOFError, pickle.UnpicklingError):
             return False
+        if setup["log"]:
+            _log_to(setup["log"])
+        if setup["env"] is not None:
+            os.environ.clear()
+            os.environ.update(setup["env"])
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)
         sys.path[:] = setup["path"]
         self.memory = setup["memory"]
-        self.farewell = setup["farewell"]
+        self.farewell, self.sweep = setup["farewell"], setup["sweep"]
         self._preload([WEIGHT, *setup["preload"]])
         weight = importlib.import_module(WEIGHT)
         self.scale, self.kills = weight.Scale(), weight.Kills()
@@ -298,6 +309,13 @@ def _refused_memory(log: str) -> bool:
     return False
 
 
+def _log_to(path: str) -> None:
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
 def _settle_in(log: str, keeper: int, score: int) -> None:
     os.setsid()
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -311,10 +329,7 @@ def _settle_in(log: str, keeper: int, score: int) -> None:
     with contextlib.suppress(OSError):
         # The kernel takes a worker before what serves all of them, and that before the runner.
         Path("/proc/self/oom_score_adj").write_text(str(score))
-    out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    os.close(out)
+    _log_to(log)
     sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     faulthandler.enable(file=2)
@@ -381,11 +396,11 @@ def _session(pid: int) -> int:
 
 
 def main() -> None:
-    """``keeper.py FD PID FOLDER``: control socket, runner's number, what to remove at the end."""
+    """``keeper.py FD PID MARK``: control socket, runner's number, a word that nothing else has."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    keeper = Keeper(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3])
+    keeper = Keeper(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
     try:
         # It may have died before the descriptor above was made, and the number may be another's by now.
         if os.getppid() == keeper.parent and keeper.start():

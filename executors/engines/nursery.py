@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import secrets
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from executors.engines import strays
 from executors.engines.base import WorkerDied
@@ -76,6 +77,53 @@ class Child:
         return self._death
 
 
+class Spare:
+    """A keeper that nobody needs yet: it imports what will be asked for while the runner has other work."""
+
+    def __init__(
+        self,
+        preload: Sequence[str] = (),
+        *,
+        log: IO[bytes] | int = subprocess.DEVNULL,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.mark = f"keeper-{secrets.token_hex(8)}"  # by which its children are found if it is killed
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.process = _start(theirs, log, env, self.mark)
+        self.tell({"path": _path(), "preload": list(preload)})
+
+    def tell(self, words: dict[str, Any]) -> None:
+        """One of the two things that it is told."""
+        with contextlib.suppress(OSError):  # a keeper that is gone is noticed by who listens to it
+            if self.process.stdin is not None:
+                pickle.dump(words, self.process.stdin)
+                self.process.stdin.flush()
+
+    @property
+    def there(self) -> bool:
+        """Whether it can still be used."""
+        return self._waits and self.process.poll() is None
+
+    @property
+    def _waits(self) -> bool:
+        return self.process.stdin is not None and not self.process.stdin.closed
+
+    def close(self) -> None:
+        """End it, if nobody has taken it: it has no children and nothing to remove."""
+        if self._waits:
+            self.process.kill()
+            self.process.wait()
+            self.taken()
+            self.control.close()
+
+    def taken(self) -> None:
+        """It has been told all and belongs to a nursery, or to nobody."""
+        if self.process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+
+
 class Nursery:
     """A keeper process and the children that it forks; safe to use from any thread."""
 
@@ -88,6 +136,7 @@ class Nursery:
         preload: tuple[str, ...] = (),
         sweep: Path | None = None,
         farewell: Sequence[Sequence[str]] = (),
+        spare: Spare | None = None,
     ) -> None:
         self._log_dir = log_dir
         self._farewell = [list(command) for command in farewell]
@@ -97,24 +146,31 @@ class Nursery:
         self._children: dict[int, Child] = {}
         self._tickets = 0
         self._closed = False
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, (log_dir / "keeper.log").open("ab") as log:
-            self._process = _start(theirs, log, dict(os.environ) | dict(env or {}), sweep)
-        self._set_up(memory, preload)
+        own = spare if spare is not None and spare.there else self._new(env)
+        self._control, self._process, self._mark = own.control, own.process, own.mark
+        own.tell(self._setup(memory, preload) | self._surroundings(env, own is spare))
+        own.taken()
         self._listener = threading.Thread(target=self._listen, name="nursery", daemon=True)
         self._listener.start()
 
-    def _set_up(self, memory: int | None, preload: tuple[str, ...]) -> None:
-        setup = {
-            "path": [entry or str(Path.cwd()) for entry in sys.path],
+    def _new(self, env: Mapping[str, str] | None) -> Spare:
+        with (self._log_dir / "keeper.log").open("ab") as log:
+            return Spare(log=log, env=env)
+
+    def _setup(self, memory: int | None, preload: tuple[str, ...]) -> dict[str, Any]:
+        return {
+            "path": _path(),
             "memory": memory,
             "preload": ["executors.engines.call", *preload],
             "farewell": self._farewell,
+            "sweep": str(self._private or ""),
         }
-        pipe = self._process.stdin
-        if pipe is not None:
-            with contextlib.suppress(OSError), pipe:  # a keeper that is gone is noticed by the listener
-                pipe.write(pickle.dumps(setup))
+
+    def _surroundings(self, env: Mapping[str, str] | None, late: bool) -> dict[str, Any]:
+        """Log and environment, for a keeper that was started without."""
+        if not late:
+            return {"log": "", "env": None}
+        return {"log": str(self._log_dir / "keeper.log"), "env": dict(os.environ) | dict(env or {})}
 
     @property
     def pid(self) -> int:
@@ -172,7 +228,7 @@ class Nursery:
                 with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                     subprocess.run(command, stdin=subprocess.DEVNULL, timeout=20, check=False)  # noqa: S603
             if self._private is not None:
-                strays.end(self._private)
+                strays.end(self._private, self._mark)
 
     def _listen(self) -> None:
         while True:
@@ -196,19 +252,23 @@ class Nursery:
             child.buried(WorkerDied.of(why))
 
 
+def _path() -> list[str]:
+    return [entry or str(Path.cwd()) for entry in sys.path]
+
+
 def _start(
-    sock: socket.socket, log: IO[bytes], env: dict[str, str], sweep: Path | None
+    sock: socket.socket, log: IO[bytes] | int, env: Mapping[str, str] | None, mark: str
 ) -> subprocess.Popen[bytes]:
     if not sys.executable:
         raise EngineError("there is no Python executable to start workers with (sys.executable is empty)")
-    command = [sys.executable, "-P", str(KEEPER), str(sock.fileno()), str(os.getpid()), str(sweep or "")]
+    command = [sys.executable, "-P", str(KEEPER), str(sock.fileno()), str(os.getpid()), mark]
     try:
         return subprocess.Popen(  # noqa: S603 - our own interpreter and file
             command,
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env=env,
+            env=dict(os.environ) | dict(env or {}),
             pass_fds=[sock.fileno()],
             start_new_session=True,  # a Ctrl-C of the terminal is the runner's alone
         )

@@ -13,22 +13,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def end(folder: Path) -> None:
-    """Kill every process of this user that belongs to the folder, which no one else ever names."""
-    for process in list(_found(str(folder))):
+def end(folder: Path, mark: str) -> None:
+    """Kill every process of this user that belongs to the folder or keeper, which no one else ever names."""
+    for process in list(_found(str(folder), mark)):
         with contextlib.suppress(psutil.Error):
             process.kill()
 
 
-def _found(folder: str) -> Iterator[psutil.Process]:
+def _found(folder: str, mark: str) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.uids().real == os.getuid() and _of(process, folder):
+            if (
+                process.pid != os.getpid()
+                and process.uids().real == os.getuid()
+                and _of(process, folder, mark)
+            ):
                 yield process
 
 
-def _of(process: psutil.Process, folder: str) -> bool:
+def _of(process: psutil.Process, folder: str, mark: str) -> bool:
     """By its arguments, its folder or an open file: one that renames itself shows only the last."""
-    if any(folder in word for word in process.cmdline()) or process.cwd().startswith(folder):
+    words = process.cmdline()
+    if any(folder in word or mark in word for word in words) or process.cwd().startswith(folder):
         return True
     return any(file.path.startswith(folder) for file in process.open_files())
