@@ -246,16 +246,17 @@ def plan_text(
         "events": ledger.events_planned,
         "chunks": ledger.chunks_planned,
         "memory": list(memory),
-        "datasets": {
-            d.name: {
-                "index": d.index,
-                "files": [_file_data(f, plan.chunk, urls or {}) for f in d.files],
-            }
-            for d in plan.datasets
-        },
+        "datasets": _datasets(plan, urls),
         "outputs": [*names, outputs.merged_name(plan)],
-    }  # fmt: skip
+    }
     return "\n".join(lines), data
+
+
+def _datasets(plan: Plan, urls: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        d.name: {"index": d.index, "files": [_file_data(f, plan.chunk, urls) for f in d.files]}
+        for d in plan.datasets
+    }
 
 
 def _odd_files(plan: Plan) -> Iterator[str]:
