@@ -110,7 +110,7 @@ def _state(row: list[str]) -> JobState:
             one,
             "held",
             "on hold",
-            f"held: {why or 'by its owner or the site'} (bresume lets it run)",
+            f"held: {why or 'by its owner or the site'}",
             "removed",
         )
     if stat in ("PEND", "WAIT", "PROV"):

@@ -113,7 +113,7 @@ def _state(record: dict[str, str]) -> JobState:
     if phase == "done":
         return _ended(one, record)
     if phase == "held":
-        says = f"held: {comment or record.get('Hold_Types', '')} (qrls lets it run)"
+        says = f"held: {comment or record.get('Hold_Types', '')}"
         return JobState(one, "held", comment or "on hold", says, "removed")
     if phase == "pending":
         never = "can never run" in comment.lower()

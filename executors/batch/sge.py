@@ -98,9 +98,7 @@ class Sge:
             said = self._why_held(one)
             return JobState(one, "held", "error state", f"held in state {state}: {said}".rstrip(": "))
         if "h" in state and "q" in state:
-            return JobState(
-                one, "held", "on hold", "held by its owner or the site (qrls lets it run)", "removed"
-            )
+            return JobState(one, "held", "on hold", "held by its owner or the site", "removed")
         if "q" in state:
             return JobState(one, "pending", says="waits for a free slot")
         return JobState(one, "running")

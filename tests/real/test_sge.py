@@ -142,7 +142,7 @@ def test_what_became_of_jobs(sge):
         ("sleep 60\n",): ("failed", "removed", -9, "as qdel does"),
         ("exit 3\n",): ("failed", "exit", 3, "exit code 3"),
         ("sleep 1\n", "-wd", "/nowhere"): ("held", "", None, "Eqw: error: can't chdir to /nowhere"),
-        ("sleep 60\n", "-h"): ("held", "removed", None, "qrls"),
+        ("sleep 60\n", "-h"): ("held", "removed", None, "by its owner"),
     }
     jobs = [submitted(sge, lab.folder / "job.sh", *words) for words in told]
     assert processes.wait_for(lambda: jobs[2] in [one.id for one in sge.running()], 20), sge.queue()
