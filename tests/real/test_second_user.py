@@ -233,10 +233,15 @@ def tops(place, pids):
     """Folders of the run, wherever its processes have them."""
     roots = {place.folder, place.batch.folder / "spool", place.batch.folder / "execute"}
     for pid in pids:
+        said = ""
         for name in ("cmdline", "environ"):
             with contextlib.suppress(OSError):
-                said = Path(f"/proc/{pid}/{name}").read_bytes().decode(errors="replace")
-                roots |= {Path(top) for top in re.findall(r"/tmp/[\w.-]+", said)}
+                said += Path(f"/proc/{pid}/{name}").read_bytes().decode(errors="replace") + " "
+        with contextlib.suppress(OSError):
+            for link in [Path(f"/proc/{pid}/cwd"), *Path(f"/proc/{pid}/fd").iterdir()]:
+                with contextlib.suppress(OSError):
+                    said += f"{link.readlink()} "
+        roots |= {Path(top) for top in re.findall(r"/tmp/[\w.-]+", said)}
     return roots
 
 
