@@ -23,6 +23,7 @@ def command(lab, verb, *more):
     ]  # fmt: skip
 
 
+@pytest.mark.quick_at(("slurm", "parsl"), ("condor", "dask"))
 def test_check_with_a_canary(lab):
     code, out = lab.run(command(lab, "check", "--canary", "--as-json"))
     assert code == 0, out
@@ -47,6 +48,7 @@ def test_selftest(lab):
     lab.nothing_left(15)
 
 
+@pytest.mark.quick_at(("slurm", "dask"), ("condor", "parsl"))
 def test_selftest_of_what_cannot_work(lab):
     code, out = lab.run(command(lab, "selftest", "-q", "--queue", "nosuch", "--no-check"))
     assert code == 4, out

@@ -63,6 +63,7 @@ def test_from_none_to_four_to_none(lab):
     lab.nothing_left(10)
 
 
+@pytest.mark.quick_at(("slurm", "dask"), ("condor", "parsl"))
 def test_jobs_without_work_are_given_back(lab):
     """While one chunk takes its time, nobody else's machines are kept for it."""
     lab.data(dy=[1000])
@@ -159,6 +160,7 @@ def test_broken_python(lab):
     lab.nothing_left(10)
 
 
+@pytest.mark.quick_at(("slurm", "parsl"), ("condor", "dask"))
 def test_missing_python(lab):
     """No such interpreter: nothing waits for workers that cannot come."""
     lab.data(dy=[500])
