@@ -30,9 +30,10 @@ PLACES = [
     "here parsl",
     "here futures",
     "slurm dask",
-    "slurm parsl",
-    "condor dask",
     "condor parsl",
+    # What listens is each engine's own, wherever its workers are.
+    pytest.param("slurm parsl", marks=pytest.mark.full, id="slurm/parsl"),
+    pytest.param("condor dask", marks=pytest.mark.full, id="condor/dask"),
     # dask-jobqueue's own jobs, with workers, nannies and ports that are not of our making
     pytest.param("condor class", marks=pytest.mark.full, id="condor/class"),
 ]

@@ -56,6 +56,7 @@ def test_a_job_ends_by_itself(batch):
     assert processes.wait_for(lambda: not batch.queue(), 30), batch.queue()
 
 
+@pytest.mark.full  # the suite of the engines would fail with them
 @pytest.mark.parametrize(
     ("batch", "way"),
     [("slurm", way) for way in slurm_cluster.Slurm.ways]
