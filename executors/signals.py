@@ -1,4 +1,4 @@
-"""Signals that stop a run: the first one in order, the second one at once."""
+"""Signals that stop a run: the first one in order, the second one at once, whoever else wants them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def as_they_were() -> Iterator[None]:
+    """What is imported leaves signals alone: dask-jobqueue lets Ctrl-C end the process, as a success."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                with contextlib.suppress(ValueError):  # not in the main thread, where they cannot be changed
+                    signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -36,8 +51,7 @@ def stopping(
             timers[-1].start()
 
     # Under nohup a hang-up is ignored, and stays so.
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handled = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+    handled = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, on_signal) for number in handled}
     try:
         yield

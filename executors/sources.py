@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from executors import signals
 from executors.errors import ExecutorsError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -191,7 +192,8 @@ def _on_path(folder: Path) -> None:
 def users_code(what: str, missing: str = "") -> Iterator[None]:
     """Run the user's own code before the run: whatever it raises is a ``UsageError`` with their frames."""
     try:
-        yield
+        with signals.as_they_were():
+            yield
     except ExecutorsError:
         raise
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported

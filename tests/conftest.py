@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from executors import signals
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 
@@ -57,6 +59,13 @@ def scale(request):
     """``scale(quick, full)``: the figure for this run."""
     full = request.config.getoption("--full")
     return lambda quick, most: most if full else quick
+
+
+@pytest.fixture
+def signals_as_they_were():
+    """For tests that import dask-jobqueue: it takes Ctrl-C for itself, and other tests come after."""
+    with signals.as_they_were():
+        yield
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import json
 import pickle
 import struct
 import sys
+import types
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import cloudpickle
@@ -40,7 +41,28 @@ class _SteadyPickler(pickle._Pickler):  # noqa: SLF001 - the one in Python
     """
 
     dispatch_table = cloudpickle.Pickler.dispatch_table
-    dispatch: ClassVar[dict[Any, Any]] = dict(pickle._Pickler.dispatch)  # noqa: SLF001
+    # Not a copy of the usual one: dill, which Parsl imports, puts functions of its own there, and then
+    # what can be stored, and as which bytes, would depend on what else was imported, and when.
+    dispatch: ClassVar[dict[Any, Any]] = {
+        kind: getattr(pickle._Pickler, name)  # noqa: SLF001
+        for name, kinds in {
+            "save_none": (type(None),),
+            "save_bool": (bool,),
+            "save_long": (int,),
+            "save_float": (float,),
+            "save_bytes": (bytes,),
+            "save_bytearray": (bytearray,),
+            "save_str": (str,),
+            "save_tuple": (tuple,),
+            "save_list": (list,),
+            "save_dict": (dict,),
+            "save_set": (set,),
+            "save_frozenset": (frozenset,),
+            "save_global": (types.FunctionType,),
+            "save_type": (type,),
+        }.items()
+        for kind in kinds
+    }
 
     def __init__(self, file: Writable) -> None:
         super().__init__(file, protocol=5)
@@ -64,6 +86,8 @@ class _SteadyPickler(pickle._Pickler):  # noqa: SLF001 - the one in Python
         if isinstance(obj, (set, frozenset)) and type(obj).__reduce__ in _SET_REDUCE:
             kind, (items,), attributes = cast("tuple[Any, Any, Any]", obj.__reduce__())
             return kind, (in_order(items),), attributes
+        if isinstance(obj, BaseException):  # Dask, and Parsl, have other ways to write them: with tracebacks
+            return obj.__reduce_ex__(5)
         return self._cloud.reducer_override(obj)
 
 

@@ -36,6 +36,8 @@ from sites.profile import Layer, built_in, load, load_site, site_names
 from sites.schema import IDENTITY, keys, value_of
 from sites.values import Table
 
+pytestmark = pytest.mark.usefixtures("signals_as_they_were")
+
 OF_SITES = [each for each in options() if each.about.get("site") is not None]
 # A few of each kind, where all of them would take minutes: run with --full for the rest.
 SHARP = [f"a\n{RUN}\n", f"a\r{RUN}", "\x00", "a\u2028b", f"a;{RUN}", f"$({RUN})", f"`{RUN}`", f"';{RUN};'", f'";{RUN};"',

@@ -21,6 +21,8 @@ from sites.overrides import overridden
 from sites.profile import load_site
 from sites.scene import Scene
 
+pytestmark = pytest.mark.usefixtures("signals_as_they_were")
+
 
 class Job:
     def __init__(self, scheduler=None, name=None, cores=None, memory=None, python=None, job_name=None):

@@ -773,9 +773,10 @@ def test_a_damaged_structure_is_damaged_and_nothing_else(one, at, bit):
 # ---- determinism across processes -----------------------------------------------------------------------
 
 PROGRAM = """
-import collections, hashlib, cloudpickle, hist, numpy as np
+import collections, hashlib, threading, types, cloudpickle, hist, numpy as np
 from coffea.processor import set_accumulator, column_accumulator
 from executors.coffea.pack import pack, unpack, combine
+from executors.errors import AnalysisError
 def value(n):
     h = hist.Hist(hist.axis.StrCategory([], growth=True, name="x"), storage="weight")
     h.fill([f"c{n}", "d"])
@@ -786,14 +787,27 @@ a, b = value(1), value(2)
 del b["z"], b["d"]
 packed = combine(pack(a), pack(b))
 print(pack(a).digest(), packed.digest())
+try:
+    pack({"lock": threading.Lock()})
+except AnalysisError as error:
+    print(error.message)
+own = types.SimpleNamespace(kinds={int: range(3), "f": len}, of=(type(None), slice(1), NotImplemented, ..., ValueError(1)))
+print(pack({"o": own}).digest())
 """
 
 
 def test_digests_do_not_depend_on_the_process():
+    """Nor on what else is imported in it: dill and tblib, which workers have, change how Python pickles."""
     seen = set()
-    for seed in ("0", "1", "77"):
+    for seed, first in (
+        ("0", ""),
+        ("1", ""),
+        ("77", ""),
+        ("0", "import dill"),
+        ("0", "import distributed, parsl"),
+    ):
         run = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
+            [sys.executable, "-c", first + PROGRAM],
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
             capture_output=True,
             text=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -278,6 +279,18 @@ def test_a_module_that_does_not_import_shows_the_users_lines(project: Path, body
     if "inner" in body:
         assert "in inner: return 1 / 0" in text
         assert text.index("in <module>") < text.index("in inner")
+
+
+def test_what_a_module_does_to_signals_is_undone(project: Path) -> None:
+    """Importing dask-jobqueue is enough to make Ctrl-C a ``sys.exit()``: the end of a run, without a word."""
+    (project / "handler_wf.py").write_text(
+        "import signal\nfor number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n"
+        "    signal.signal(number, lambda *_: exit())\ndef analyse(events): return {}\n"
+    )
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    assert callable(load_workflow("handler_wf.py:analyse").processor)
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_an_import_that_fails_leaves_nothing_behind(project: Path) -> None:
