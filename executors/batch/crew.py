@@ -33,6 +33,7 @@ SETTLE = 120.0  # seconds that jobs still running get to show a worker after oth
 FRESH = 20.0  # seconds after something happened in which the queue is worth a quick look
 EXPLAIN = 60.0  # seconds of waiting, and the batch system is asked for its reasons
 SILENT = 300.0  # a job runs so long without any worker, and it is said
+GONE = 30.0  # seconds beyond the patience of a worker: one that lives has come back, or its job has ended
 LEAVE = 20.0  # seconds that close() waits for an empty queue
 LONG = 3600.0
 BACKOFF = 300.0  # seconds, the longest pause after refusals or failed starts
@@ -125,6 +126,11 @@ class Crew:
             self._failed_starts = self._bad_looks = 0
             self._without = self._clock()
 
+    def left(self, job_id: str) -> None:
+        """The last worker of this job is no longer connected; ``started`` says when one is again."""
+        with self._lock:
+            self._roster.leave(job_id, self._clock())
+
     def outgrown(self, job_id: str) -> None:
         """A worker of this job needed more memory than is its own."""
         with self._lock:
@@ -214,6 +220,7 @@ class Crew:
             self._let_go(-missing)
         if self._resting:
             self._give_back()
+        self._give_up_shells()
         self._consider()
         self._say_status()
         return self._pause()
@@ -248,6 +255,17 @@ class Crew:
             jobs = "1 job has" if len(found) == 1 else f"{len(found)} jobs have"
             self._tell("info", f"{jobs} nothing left to do and will be removed")
             self._drop(found.values())
+
+    def _give_up_shells(self) -> None:
+        """Replace jobs of which only the batch system's entry is left: a broken node is noticed late."""
+        with self._lock:
+            now = self._clock()
+            shells = self._roster.shells(now - self._limits.death - GONE, now - self._limits.start)
+        if shells:
+            more = f" and {len(shells) - 1} more" if len(shells) > 1 else ""
+            text = f"job {shells[0]}{more} should run, but has no worker any more"
+            self._once("warning", f"{text}: it is replaced while it is wanted", key="shell")
+            self._drop(shells)
 
     def _missing(self) -> int:
         with self._lock:
@@ -407,10 +425,13 @@ class Crew:
 
     def _consider(self) -> None:
         """End it where going on makes no sense; say what is strange."""
-        if self.failure is not None or self._connected or not self._wanted:
+        if self.failure is not None or not self._wanted:
             return
         with self._lock:
             waited, stuck, trying = self._clock() - self._without, self._roster.stuck(), self._roster.trying()
+        if self._connected:
+            self._say_silent(trying)
+            return
         if self._failed_starts >= FAILED_STARTS and (
             not trying or self._clock() - self._failing_since > SETTLE
         ):

@@ -46,6 +46,7 @@ class Roster:
         self._past: dict[str, JobState] = {}
         self._alias: dict[str, str] = {}
         self._starts: set[str] = set()
+        self._left: dict[str, float] = {}
         self._evicted: set[str] = set()
 
     def add(self, ids: Iterable[str], now: float, memory: int | None = None) -> None:
@@ -56,10 +57,15 @@ class Roster:
     def start(self, job_id: str) -> None:
         """A worker of this job was seen; it may be known here later than that."""
         self._starts.add(job_id)
+        self._left.pop(job_id, None)
         job = self.find(job_id)
         if job is not None:
             job.started = True
             self._evicted.discard(job.state.id)
+
+    def leave(self, job_id: str, now: float) -> None:
+        """The last worker of this job is gone; the job may be known here later than that."""
+        self._left.setdefault(job_id, now)
 
     def find(self, job_id: str) -> Job | None:
         """The job of this id or alias, while it is in the queue."""
@@ -94,6 +100,7 @@ class Roster:
             self._evicted.add(state.id)  # it lost its node and waits for another
         if state.phase != "running":
             job.ran = None
+            self._forget_left(job)
         elif job.ran is None:
             job.ran = now
 
@@ -102,6 +109,11 @@ class Roster:
         self._past[job.state.id] = job.state
         if job.state.ended:
             self.jobs.pop(job.state.id, None)
+            self._forget_left(job)
+
+    def _forget_left(self, job: Job) -> None:
+        for one in job.ids:
+            self._left.pop(one, None)
 
     def fate(self, job_id: str) -> Fate | None:
         """What became of a job; None: nothing yet."""
@@ -133,6 +145,17 @@ class Roster:
         """Those that run and have shown no worker yet."""
         return [
             job for job in self.jobs.values() if job.ran is not None and not job.started and not job.dropped
+        ]
+
+    def shells(self, left: float, never: float) -> list[str]:
+        """Those said to run whose workers left before the one moment, or had not come by the other."""
+        gone = {one for one, since in self._left.items() if since < left}
+        return [
+            job.state.id
+            for job in self.jobs.values()
+            if job.ran is not None
+            and not job.dropped
+            and (not gone.isdisjoint(job.ids) or (not job.started and job.ran < never))
         ]
 
     def pending(self) -> list[Job]:

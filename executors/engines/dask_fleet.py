@@ -94,7 +94,8 @@ class Fleet:
     """Every worker that is connected; lanes wait here for one of their own."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.on_started: Callable[[str], object] = lambda _: None  # the first worker of this job came
+        self.on_started: Callable[[str], object] = lambda _: None  # this job has a worker
+        self.on_left: Callable[[str], object] = lambda _: None  # this job has none any more
         self.on_heavy: Callable[[str], object] = lambda _: None  # a worker of this job took too much memory
         self.on_count: Callable[[int], object] = lambda _: None  # so many workers are connected
         self.order: Callable[[Member], object] = lambda _: None  # have this worker killed
@@ -106,7 +107,6 @@ class Fleet:
         self._calls = 0  # how many wait there
         self._here: dict[str, Member] = {}
         self._past: OrderedDict[str, Member] = OrderedDict()
-        self._jobs: set[str] = set()
         self._failure: SiteError | None = None
         self._refusals = 0
 
@@ -212,11 +212,10 @@ class Fleet:
         member = Member(name, address)
         with self._lock:
             member.since = self._clock()
+            first = not self._has_worker(member.job)
             self._here[name] = member
             self._refusals = 0
             count = len(self._here)
-            first = member.job not in self._jobs
-            self._jobs.add(member.job)
             (self._unused if self._calls else self._unowned).notify()
         if first:
             self.on_started(member.job)
@@ -227,13 +226,19 @@ class Fleet:
         with self._lock:
             member = self._here.pop(name, None)
             count = len(self._here)
+            last = not self._has_worker(job_of(name))
             if member is not None:
                 self._past[name] = member
             while len(self._past) > KEPT:
                 self._past.popitem(last=False)
         if member is not None:
             member.left()
+            if last:
+                self.on_left(member.job)
             self.on_count(count)
+
+    def _has_worker(self, job: str) -> bool:
+        return any(one.job == job for one in self._here.values())
 
     def buried(self, name: str, death: WorkerDied) -> None:
         """A pilot says how a worker of its job ended."""

@@ -18,6 +18,7 @@ import sysconfig
 import threading
 import uuid
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,8 +154,9 @@ def build(setup: dict[str, Any]) -> Callable[[int], Slot]:
     )
     crew = _crew(setup, folder, cluster.scheduler.address)
     fleet.order, fleet.fate = cluster.scheduler.give_order, crew.fate
-    fleet.on_started, fleet.on_count = _aside(crew.started), _aside(crew.seen)
-    fleet.on_heavy = _aside(crew.outgrown)
+    aside = _aside()
+    fleet.on_started, fleet.on_left = partial(aside, crew.started), partial(aside, crew.left)
+    fleet.on_count, fleet.on_heavy = partial(aside, crew.seen), partial(aside, crew.outgrown)
     crew.on_failure, crew.idle = fleet.fail, fleet.rest
     on_need(lambda tasks: crew.need(-(-tasks // setup["workers"])))
     crew.want(setup["jobs"])
@@ -164,16 +166,17 @@ def build(setup: dict[str, Any]) -> Callable[[int], Slot]:
     return lambda _: RemoteSlot(client, fleet)
 
 
-def _aside(tell: Callable[[Any], object]) -> Callable[[Any], object]:
-    """The same in a thread of its own: the scheduler must not wait while the crew asks the batch system."""
-    words: queue.SimpleQueue[Any] = queue.SimpleQueue()
+def _aside() -> Callable[[Callable[[Any], object], Any], None]:
+    """Tell this one that, in a thread of its own: the scheduler must not wait for what the crew asks."""
+    words: queue.SimpleQueue[tuple[Callable[[Any], object], Any]] = queue.SimpleQueue()
 
     def pass_on() -> None:
         while True:
-            tell(words.get())
+            tell, what = words.get()
+            tell(what)
 
     threading.Thread(target=pass_on, daemon=True).start()
-    return words.put
+    return lambda tell, what: words.put((tell, what))
 
 
 def open_scheduler(site: SiteProfile, guard: Any, fleet: Fleet) -> Any:

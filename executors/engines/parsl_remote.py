@@ -247,9 +247,12 @@ class Berths:
             self._closed.wait(QUICK if self._capacity < self._lanes else SLOW)
 
     def _look(self, managers: list[dict[str, Any]]) -> None:
-        for job in {str(one["block_id"]) for one in managers} - self._known:
-            self._known.add(job)
+        jobs = {str(one["block_id"]) for one in managers}
+        for job in jobs - self._known:
             self._crew.started(job)
+        for job in self._known - jobs:
+            self._crew.left(job)
+        self._known = jobs
         workers = sum(one["worker_count"] for one in managers)
         if workers != self._workers:  # of those that take no more tasks, too: the crew waits for their end
             self._workers = workers

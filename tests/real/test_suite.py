@@ -219,6 +219,32 @@ def test_the_runner_ends_and_comes_again(lab, way):
     lab.nothing_left(10)
 
 
+@pytest.mark.full
+@pytest.mark.at("slurm")
+def test_jobs_of_which_only_the_queue_knows(lab):
+    """All that runs on a node dies, and Slurm says for minutes that its jobs run: others take their place."""
+    lab.data(dy=[5000])
+    gate = lab.folder / "gate"
+    command = lab.command("--wf-arg", f"gate={gate}", "--task-seconds", "1", wf="Paced", workers=2)
+    process = lab.start(command)
+    lab.until_working(process, 2, wf="Paced")
+    old = {job.id for job in lab.batch.running()}
+    for node in lab.batch.nodes.values():
+        node.hollow()
+    assert {job.id for job in lab.batch.running()} == old, "Slurm has noticed"
+    now = lambda: {job.id for job in lab.batch.running()}  # noqa: E731
+    lab.until(lambda: now() and old.isdisjoint(now()), process, within=180)
+    tasks = lab.journal("task", wf="Paced")
+    lab.until(lambda: lab.journal("task", wf="Paced") > tasks, process, within=180)
+    gate.touch()
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    if lab.on.startswith("dask"):  # Parsl misses its managers as late as Slurm its jobs
+        assert "should run, but has no worker any more" in out, out
+    accounted(lab.manifest(wf="Paced"), 5000)
+    lab.nothing_left(30)
+
+
 @pytest.mark.quick_at(("slurm", "parsl"), ("condor", "dask"))
 def test_all_dies_at_once(lab):
     """As when the login node goes down: nobody is left to remove the jobs, so that the next run does it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,65 @@ def test_a_lost_job_is_replaced(gang, fate):
     assert crew.failure is None
     level = {"walltime": "info", "memory": "warning"}.get(fate, "debug")
     assert [text for text in texts(told, level) if "job 0 ended: it is so" in text]
+
+
+@pytest.mark.parametrize("known", ["the batch system's", "its own"])
+def test_a_job_that_only_the_queue_has_is_replaced(gang, monkeypatch, known):
+    """Its node went down with all its workers, and the batch system has not noticed."""
+    monkeypatch.setattr(crew_module, "GONE", 0.2)
+    queue = Queue(lambda one: JobState(one, "running", alias="" if known != "its own" else f"own-{one}"))
+    crew, told = gang(queue, replace(QUICK, death=0.2))
+    crew.want(3)
+    until(lambda: crew.status() == "3 running")
+    names = ["0", "1", "2"] if known != "its own" else ["own-0", "own-1", "own-2"]
+    for one in names:
+        crew.started(one)
+    crew.seen(3)
+    crew.left(names[0])
+    crew.left(names[1])
+    crew.seen(1)
+    crew.started(names[1])  # that one has come back
+    crew.seen(2)
+    time.sleep(0.2)
+    assert len(queue.left()) == 3, "it may come back, too"
+    until(lambda: queue.left() == ["1", "2", "3"])
+    assert queue.cancelled == ["0"]
+    until(lambda: crew.status() == "3 running")
+    assert any("job 0 should run, but has no worker any more" in text for text in texts(told, "warning"))
+    assert crew.failure is None
+
+
+def test_a_job_that_waits_for_another_node_is_no_shell(gang, monkeypatch):
+    monkeypatch.setattr(crew_module, "GONE", 0.05)
+    queue = Queue()
+    crew, _ = gang(queue, replace(QUICK, death=0.05))
+    crew.want(2)
+    until(lambda: crew.status() == "2 running")
+    for one in ("0", "1"):
+        crew.started(one)
+    crew.seen(2)
+    queue.rule = lambda one: JobState(one, "pending", "requeued")
+    queue.jobs["0"] = JobState("0", "pending", "requeued")
+    crew.left("0")
+    crew.seen(1)
+    time.sleep(0.5)
+    queue.jobs["0"] = JobState("0", "running")
+    until(lambda: crew.status() == "2 running")
+    time.sleep(0.5)
+    assert queue.cancelled == []
+
+
+def test_a_job_of_which_no_worker_ever_comes_is_replaced_beside_others(gang):
+    queue = Queue()
+    crew, told = gang(queue, replace(QUICK, start=1.0))
+    crew.want(2)
+    until(lambda: crew.status() == "2 running")
+    crew.started("0")
+    crew.seen(1)
+    until(lambda: "1" not in queue.left())
+    until(lambda: len(queue.left()) == 2)
+    assert any("none of its workers has come" in text for text in texts(told, "warning"))
+    assert crew.failure is None
 
 
 def test_twenty_losses_at_random_are_made_good(gang):

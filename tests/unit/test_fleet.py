@@ -190,6 +190,17 @@ def test_the_name_of_a_worker_says_its_job(name, job):
     assert started == [job]
 
 
+def test_the_crew_hears_of_a_job_without_any_worker():
+    fleet, heard = Fleet(), []
+    fleet.on_started, fleet.on_left = lambda job: heard.append(f"+{job}"), lambda job: heard.append(f"-{job}")
+    for name in ("1-0-0", "1-1-0", "2-0-0"):
+        fleet.joined(name, "a")
+    for name in ("1-0-0", "1-0-0", "1-1-0", "never there"):
+        fleet.left(name)
+    fleet.joined("1-0-1", "a")
+    assert heard == ["+1", "+2", "-1", "+1"]
+
+
 def test_the_crew_hears_how_many_there_are():
     fleet, counts = Fleet(), []
     fleet.on_count = counts.append

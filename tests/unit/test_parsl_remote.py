@@ -95,9 +95,13 @@ class FakeExchange:
 class FakeCrew:
     def __init__(self):
         self.failure, self.jobs, self.counts, self.asked, self.closed = None, [], [], [], 0
+        self.gone = []
 
     def started(self, job):
         self.jobs.append(job)
+
+    def left(self, job):
+        self.gone.append(job)
 
     def seen(self, workers):
         self.counts.append(workers)
@@ -221,6 +225,7 @@ def test_the_crew_hears_of_the_end_of_workers_that_took_no_more_tasks(room):
     assert room._crew.counts == [2]
     room._exchange.there = []
     until(lambda: room._crew.counts == [2, 0])
+    assert room._crew.gone == room._crew.jobs
 
 
 def test_the_failure_of_the_jobs_reaches_every_lane(room):

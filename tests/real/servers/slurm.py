@@ -137,6 +137,10 @@ class Node:
     def crash(self) -> None:
         """The node is gone with everything on it."""
         self.fail()
+        self.hollow()
+
+    def hollow(self) -> None:
+        """All that runs of its jobs is gone, what Slurm has there for each of them included."""
         jobs = self.processes()
         steps = {processes.parent(pid) for pid in jobs}
         steps = {pid for pid in steps if processes.command(pid) == "slurmstepd"}
