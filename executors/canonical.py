@@ -218,7 +218,8 @@ class Canonical:
         """Any other object, by how it would be pickled."""
         kind = type(value)
         try:
-            reducer = copyreg.dispatch_table.get(kind)
+            # Of exceptions, whoever has imported Dask has another idea, with their tracebacks.
+            reducer = None if isinstance(value, BaseException) else copyreg.dispatch_table.get(kind)
             reduced = reducer(value) if reducer is not None else value.__reduce_ex__(4)
         except RecursionError:
             raise

@@ -231,6 +231,14 @@ def test_a_change_of_values_is_seen_and_named(project: Path, one: str, other: st
     assert changes(parts(project, one), parts(project, other)) == said
 
 
+def test_what_else_is_imported_does_not_count(project: Path) -> None:
+    """Who imports Dask has exceptions pickled in another way."""
+    alone = parts(project, "ana_fp.Processor(), columns=[ValueError(1)]")
+    assert alone != parts(project, "ana_fp.Processor(), columns=[ValueError(2)]")
+    beside = "(__import__('distributed'), ana_fp.Processor())[1]"
+    assert alone == parts(project, f"{beside}, columns=[ValueError(1)]")
+
+
 def test_a_partial_has_arguments(project: Path) -> None:
     one, other = (parts(project, f"__import__('functools').partial(ana_fp.closed, k={k})") for k in (1, 2))
     assert changes(one, other) == ["argument k 1 -> 2"]
