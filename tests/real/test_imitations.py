@@ -419,7 +419,7 @@ def test_casa(at_casa, casa):
     }
 
 
-@pytest.mark.parametrize("way", ["interrupt", "kill"])
+@pytest.mark.parametrize("way", [pytest.param("interrupt", marks=pytest.mark.full), "kill"])
 def test_casa_survives(at_casa, casa, way):
     """Whatever becomes of the runner, the facility goes on, and its workers are free again soon."""
     at_casa.data(dy=[5000])

@@ -70,7 +70,7 @@ def test_only_the_culprit_is_blamed(lab, chunks):
     lab.nothing_left(10)
 
 
-@pytest.mark.quick_at(("slurm", "parsl"), ("condor", "dask"))
+@pytest.mark.quick_at(("condor", "dask"))
 def test_the_next_jobs_ask_for_more(lab):
     """Workers over their share, in a job that is lost later: the one that takes its place asks for more."""
     site_with(lab, memory='"3GB"')

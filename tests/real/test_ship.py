@@ -72,7 +72,7 @@ def archives(lab):
     return sorted((Path(lab.batch.env["HOME"]) / ".cache/coffea-scaleout").glob("env-*.tar.gz"))
 
 
-@pytest.mark.parametrize("engine", ["dask", "parsl"])
+@pytest.mark.parametrize("engine", ["dask", pytest.param("parsl", marks=pytest.mark.full)])
 def test_packages_travel(far, engine):
     """A Python without any package counts the same."""
     far.engine = engine

@@ -147,6 +147,7 @@ def test_no_such_queue(lab):
     lab.nothing_left(10)
 
 
+@pytest.mark.quick_at(("slurm", "dask"), ("condor", "parsl"))
 def test_broken_python(lab):
     """A worker's environment that does not work: the end of its log is in the answer."""
     lab.data(dy=[500])
@@ -186,9 +187,10 @@ def test_walltime_over(lab):
     lab.nothing_left(10)
 
 
-@pytest.mark.parametrize(
-    "way", ["interrupt", "kill", pytest.param("both", marks=pytest.mark.quick_at(("slurm", "dask")))]
-)
+INTERRUPT = pytest.param("interrupt", marks=pytest.mark.quick_at(("slurm", "parsl"), ("condor", "dask")))
+
+
+@pytest.mark.parametrize("way", [INTERRUPT, "kill", pytest.param("both", marks=pytest.mark.full)])
 def test_the_runner_ends_and_comes_again(lab, way):
     """However the runner ends, its jobs leave the queue, and the same command finishes the work."""
     lab.data(dy=[5000])
@@ -270,6 +272,7 @@ def test_all_dies_at_once(lab):
     assert not list(lab.rundir(wf="Paced").glob("logs/open-*")), "notes were left"
 
 
+@pytest.mark.quick_at(("slurm", "dask"), ("condor", "parsl"))
 def test_the_host_is_killed(lab):
     """The process that holds Dask's scheduler or Parsl's interchange dies: the run goes on or says why, its jobs go."""
     lab.data(dy=[5000])

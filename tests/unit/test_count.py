@@ -71,18 +71,23 @@ class Stored:
         return SimpleNamespace(raw_data=self.record[start - 1060 : stop - 1060])
 
 
-@pytest.mark.parametrize("head", [200, 64 << 10])
-@pytest.mark.parametrize("compression", COMPRESSIONS[:-1], ids=repr)
-def test_a_compressed_record_is_read_only_as_far_as_needed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: object, head: int
-) -> None:
-    path = tmp_path / "a.root"
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The record of a tree with very many branches, uncompressed."""
+    path = tmp_path_factory.mktemp("plain") / "a.root"
     names = [f"branch_{i:04d}_{i * 2654435761 % (1 << 48):x}" for i in range(1500)]
     with uproot.recreate(path) as file:
         file.mktree("Events", dict.fromkeys(names, "f4")).extend({n: np.zeros(17, "f4") for n in names})
     with uproot.open({str(path): None}) as file:
         key = file.key("Events")
-        plain = bytes(file.file.chunk(key.fSeekKey + key.fKeylen, key.fSeekKey + key.fNbytes).raw_data)
+        return bytes(file.file.chunk(key.fSeekKey + key.fKeylen, key.fSeekKey + key.fNbytes).raw_data)
+
+
+@pytest.mark.parametrize("head", [200, 64 << 10])
+@pytest.mark.parametrize("compression", COMPRESSIONS[:-1], ids=repr)
+def test_a_compressed_record_is_read_only_as_far_as_needed(
+    monkeypatch: pytest.MonkeyPatch, compression: object, head: int, plain: bytes
+) -> None:
     stored = Stored(uproot.compression.compress(plain, compression), len(plain))
     assert len(stored.record) < len(plain)
     monkeypatch.setattr(counting, "HEAD", head)

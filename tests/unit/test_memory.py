@@ -349,7 +349,8 @@ with meter.span() as high:
 said(short, high)
 """)
     assert short.peak == pytest.approx(short.before, abs=1)
-    assert high.peak - high.before > 90
+    # Not the difference: nothing is known of what the kernel takes back of the files' pages meanwhile.
+    assert high.before < 50 < 90 < high.peak
 
 
 def test_what_cannot_be_read_is_nothing(monkeypatch):

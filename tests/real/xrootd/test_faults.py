@@ -49,7 +49,9 @@ def test_many_files_of_a_server_that_hangs_cost_no_more_than_a_few(farm, made, r
     origin.wake()
 
 
-@pytest.mark.parametrize("engine", ["futures", pytest.param("dask", marks=pytest.mark.full), "parsl"])
+@pytest.mark.parametrize(
+    "engine", ["futures", *(pytest.param(one, marks=pytest.mark.full) for one in ("dask", "parsl"))]
+)
 def test_a_server_that_hangs_and_wakes_in_the_middle(farm, made, runs, engine):
     origin, urls = serve(farm, made)
     runs.fileset(urls)
