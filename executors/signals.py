@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import traceback
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,15 +17,25 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextlib.contextmanager
 def as_they_were() -> Iterator[None]:
-    """What is imported leaves signals alone: dask-jobqueue lets Ctrl-C end the process, as a success."""
+    """What is imported leaves signals alone: dask-jobqueue makes Ctrl-C a ``sys.exit()``."""
     before = {number: signal.getsignal(number) for number in ENDING}
     try:
         yield
+    except SystemExit as end:
+        if _of_a_handler(end):  # Ctrl-C, after it was changed and before the rest was imported
+            raise KeyboardInterrupt from end
+        raise
     finally:
         for number, handler in before.items():
             if handler is not None and signal.getsignal(number) is not handler:
                 with contextlib.suppress(ValueError):  # not in the main thread, where they cannot be changed
                     signal.signal(number, handler)
+
+
+def _of_a_handler(end: SystemExit) -> bool:
+    """Whether a handler that is in place raised this."""
+    handlers = [getattr(signal.getsignal(number), "__code__", None) for number in ENDING]
+    return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(end.__traceback__))
 
 
 @contextlib.contextmanager

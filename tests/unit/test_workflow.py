@@ -291,6 +291,12 @@ def test_what_a_module_does_to_signals_is_undone(project: Path) -> None:
     before = [signal.getsignal(number) for number in numbers]
     assert callable(load_workflow("handler_wf.py:analyse").processor)
     assert [signal.getsignal(number) for number in numbers] == before
+    (project / "late_wf.py").write_text(
+        "import signal\nsignal.signal(signal.SIGINT, lambda *_: exit())\nsignal.raise_signal(signal.SIGINT)\n"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        load_workflow("late_wf.py:analyse")
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_an_import_that_fails_leaves_nothing_behind(project: Path) -> None:
