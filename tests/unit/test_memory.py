@@ -30,7 +30,7 @@ from executors.work import memory, processes
 meter, MB = memory.meter(), 1 << 20
 
 def touch(size):
-    # Private, as what programs ask for: pages of shared memory may leave a process that keeps them.
+    # Private, as what programs ask for.
     fresh = mmap.mmap(-1, size * MB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for page in range(0, len(fresh), mmap.PAGESIZE):
         fresh[page] = 1
@@ -52,7 +52,8 @@ pytestmark = linux
 
 def run(code, *args):
     """What a fresh process says of its spans, in MB."""
-    argv = [sys.executable, "-c", START + code, *map(str, args)]
+    # A process has its parent's mark for a start, and this one may be large by now: the shell's is small.
+    argv = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", START + code, *map(str, args)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
     return [memory.Use(*(int(word) / MB for word in line.split())) for line in done.stdout.splitlines()]
@@ -349,8 +350,7 @@ with meter.span() as high:
 said(short, high)
 """)
     assert short.peak == pytest.approx(short.before, abs=1)
-    # Not the difference: nothing is known of what the kernel takes back of the files' pages meanwhile.
-    assert high.before < 50 < 90 < high.peak
+    assert high.peak - high.before > 90
 
 
 def test_what_cannot_be_read_is_nothing(monkeypatch):
