@@ -258,6 +258,8 @@ class Crew:
 
     def _give_up_shells(self) -> None:
         """Replace jobs of which only the batch system's entry is left: a broken node is noticed late."""
+        if self._unanswered:  # what is known of the queue is old
+            return
         with self._lock:
             now = self._clock()
             shells = self._roster.shells(now - self._limits.death - GONE, now - self._limits.start)

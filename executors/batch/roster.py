@@ -100,7 +100,6 @@ class Roster:
             self._evicted.add(state.id)  # it lost its node and waits for another
         if state.phase != "running":
             job.ran = None
-            self._forget_left(job)
         elif job.ran is None:
             job.ran = now
 
@@ -109,11 +108,8 @@ class Roster:
         self._past[job.state.id] = job.state
         if job.state.ended:
             self.jobs.pop(job.state.id, None)
-            self._forget_left(job)
-
-    def _forget_left(self, job: Job) -> None:
-        for one in job.ids:
-            self._left.pop(one, None)
+            for one in job.ids:
+                self._left.pop(one, None)
 
     def fate(self, job_id: str) -> Fate | None:
         """What became of a job; None: nothing yet."""
@@ -149,14 +145,18 @@ class Roster:
 
     def shells(self, left: float, never: float) -> list[str]:
         """Those said to run whose workers left before the one moment, or had not come by the other."""
-        gone = {one for one, since in self._left.items() if since < left}
         return [
             job.state.id
             for job in self.jobs.values()
-            if job.ran is not None
-            and not job.dropped
-            and (not gone.isdisjoint(job.ids) or (not job.started and job.ran < never))
+            if job.ran is not None and not job.dropped and self._is_shell(job, job.ran, left, never)
         ]
+
+    def _is_shell(self, job: Job, ran: float, left: float, never: float) -> bool:
+        since = next((self._left[one] for one in job.ids if one in self._left), None)
+        if since is not None and since >= ran:
+            return since < left
+        # None has come since it runs: it is new, or it was given another node.
+        return ran < never and (since is not None or not job.started)
 
     def pending(self) -> list[Job]:
         """Those that wait in the queue, the oldest first."""

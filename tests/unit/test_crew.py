@@ -266,6 +266,43 @@ def test_a_job_that_waits_for_another_node_is_no_shell(gang, monkeypatch):
     assert queue.cancelled == []
 
 
+def test_a_job_that_shows_no_worker_on_its_second_node_is_replaced(gang):
+    queue = Queue()
+    crew, _ = gang(queue, replace(QUICK, start=1.0))
+    crew.want(2)
+    until(lambda: crew.status() == "2 running")
+    for one in ("0", "1"):
+        crew.started(one)
+    crew.seen(2)
+    rule, queue.rule = queue.rule, lambda one: JobState(one, "pending", "requeued")
+    queue.jobs["0"] = JobState("0", "pending", "requeued")
+    crew.left("0")
+    crew.seen(1)
+    until(lambda: "1 pending" in crew.status())
+    queue.rule = rule
+    until(lambda: queue.left() == ["1", "2"])
+    assert queue.cancelled == ["0"]
+
+
+def test_nothing_is_replaced_by_what_was_known_before_the_batch_system_fell_silent(gang, monkeypatch):
+    monkeypatch.setattr(crew_module, "GONE", 0.1)
+    queue = Queue()
+    crew, _ = gang(queue, replace(QUICK, death=0.1))
+    crew.want(2)
+    until(lambda: crew.status() == "2 running")
+    for one in ("0", "1"):
+        crew.started(one)
+    crew.seen(2)
+    queue.deaf = [SiteError("no answer")] * 10_000
+    until(lambda: "does not answer" in crew.status())
+    crew.left("0")
+    crew.seen(1)
+    time.sleep(0.6)
+    assert queue.cancelled == []
+    queue.deaf = []
+    until(lambda: queue.left() == ["1", "2"])
+
+
 def test_a_job_of_which_no_worker_ever_comes_is_replaced_beside_others(gang):
     queue = Queue()
     crew, told = gang(queue, replace(QUICK, start=1.0))

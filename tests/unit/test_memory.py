@@ -92,7 +92,7 @@ with meter.span() as last:
     touch(10).close()
 said(outer, inner, last)
 """)
-    assert outer.peak - outer.before == pytest.approx(150, rel=0.05)
+    assert outer.peak - outer.before == pytest.approx(150, rel=0.02)
     assert inner.peak - inner.before == pytest.approx(50, rel=0.03)
     assert last.peak - last.before == pytest.approx(10, rel=0.1)
 
@@ -211,7 +211,7 @@ with meter.span() as span:
     program(60).wait()
 said(span)
 """)
-    assert use.peak - use.before == pytest.approx(150, rel=0.05)
+    assert use.peak - use.before == pytest.approx(150, rel=0.02)
 
 
 def test_a_fork_does_not_count_its_parents_pages_twice():
