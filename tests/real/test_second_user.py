@@ -42,15 +42,16 @@ OTHER = "nobody"
 
 # What somebody tries who finds an open port. Whatever is answered is printed.
 PROBE = """
-import json, socket, ssl, sys
+import faulthandler, json, socket, ssl, sys, time
+faulthandler.dump_traceback_later(100, exit=True)  # else nobody learns which question was never answered
 
 def said(sock, send=b""):
     sock.settimeout(2)
-    got = b""
+    got, until = b"", time.monotonic() + 10
     try:
         if send:
             sock.sendall(send)
-        while len(got) < 4096:
+        while len(got) < 4096 and time.monotonic() < until:
             more = sock.recv(4096)
             if not more:
                 break
@@ -71,11 +72,15 @@ def zmq_answer(port, keys):
     import zmq
     with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
         sock.setsockopt(zmq.LINGER, 0)
+        sock.setsockopt(zmq.SNDTIMEO, 2000)
         if keys:
             sock.curve_publickey, sock.curve_secretkey = zmq.curve_keypair()
             sock.curve_serverkey = zmq.curve_keypair()[0]
         sock.connect(f"tcp://127.0.0.1:{port}")
-        sock.send_multipart([b"", b"hello"])
+        try:
+            sock.send_multipart([b"", b"hello"])
+        except zmq.Again:  # already turned away: then there is nobody to send to, for ever
+            return b""
         return sock.recv() if sock.poll(2000) else b""
 
 # What a client, a worker and somebody who wants to do harm would say to a scheduler, a worker or a nanny.
@@ -94,7 +99,7 @@ async def dask_answer(port, context, wish):
     more = {"ssl_context": context, "require_encryption": True} if context else {}
     try:
         comm = await connect(f"{scheme}://127.0.0.1:{port}", timeout=4, **more)
-        await comm.write(wish)
+        await asyncio.wait_for(comm.write(wish), 4)
         return repr(await asyncio.wait_for(comm.read(), 4)).encode()
     except Exception:
         return b""
