@@ -18,9 +18,10 @@ import dask
 import distributed
 
 from executors.engines.base import WorkerDied
-from executors.engines.call import FAILED, READY, pack_error, put_on, receive, run, send
+from executors.engines.call import FAILED, READY, pack_error, put_on, receive, send
+from executors.engines.dask_call import LostError, outcome_of
 from executors.engines.dask_parts import CONFIG, QuietScheduler, QuietWorker, security
-from executors.engines.futures import DEATH_WAIT, WorkerSlot
+from executors.engines.futures import WorkerSlot
 from executors.engines.host import serve_host
 from executors.engines.nursery import Nursery
 from executors.engines.tls import make_certificate
@@ -100,36 +101,14 @@ class DaskSlot(WorkerSlot):
         if child is None:
             raise WorkerDied.of("lost")
         child.on_death(self._awake.set)
-        self._awake.clear()
-        future = self._client.submit(
-            run,
-            blob,
-            key=f"call-{uuid.uuid4().hex}",
-            workers=[self.greeting.decode()],
-            allow_other_workers=False,
-            pure=False,
-            retries=0,
-        )
-        future.add_done_callback(lambda _: self._awake.set())
-        while child.alive and not future.done():
-            self._awake.wait()
-            self._awake.clear()
         try:
-            return self._outcome(future)
+            return outcome_of(
+                self._client, self.greeting.decode(), blob, awake=self._awake, alive=lambda: child.alive
+            )
+        except LostError as lost:
+            raise self._bury(str(lost)) from lost
         finally:
             child.off_death(self._awake.set)
-
-    def _outcome(self, future: Any) -> bytes:
-        reason = "lost"
-        if future.done():
-            try:
-                outcome: bytes = future.result(timeout=DEATH_WAIT)
-            except Exception as error:  # noqa: BLE001 - whatever Dask says, the worker is not to be used again
-                reason = f"lost: {type(error).__name__}: {error}"
-            else:
-                return outcome
-        future.cancel()
-        raise self._bury(reason)
 
 
 def work(sock: socket.socket) -> None:

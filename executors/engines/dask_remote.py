@@ -16,7 +16,6 @@ import site as site_module
 import sys
 import sysconfig
 import threading
-import uuid
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,8 @@ from executors.batch.crew import Crew
 from executors.batch.schedulers import scheduler_of
 from executors.batch.spec import NOTHING, growing, spec_of
 from executors.engines.base import WorkerDied
-from executors.engines.call import rebuild_outcome, run
+from executors.engines.call import rebuild_outcome
+from executors.engines.dask_call import LostError, outcome_of
 from executors.engines.dask_fleet import Fleet, job_of
 from executors.engines.dask_parts import CONFIG, QuietScheduler, security
 from executors.engines.dask_pilot import worker_memory
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from executors.engines.pool import Slot
     from sites.profile import SiteProfile
 
-RESULT_WAIT = 300.0  # seconds for a large result over a slow network
 REACH_WAIT = 20.0
 KILL_WAIT = 20.0  # seconds until a worker that is to be killed is given up: its node may be gone
 TRIES = 20  # for a port that another process took between the look and the binding
@@ -309,38 +308,21 @@ class RemoteSlot:
             self._fleet.disengage(member)
 
     def _call(self, member: Member, blob: bytes) -> bytes:
-        awake = self._awake
-        awake.clear()
-        member.on_gone(awake.set)
-        future = self._client.submit(
-            run,
-            blob,
-            key=f"call-{uuid.uuid4().hex}",
-            workers=[member.address],
-            allow_other_workers=False,
-            pure=False,
-            retries=0,
-        )
-        future.add_done_callback(lambda _: awake.set())
-        while not member.gone and not future.done():
-            if not awake.wait(KILL_WAIT if member.doomed else None):
-                break
-            awake.clear()
-        return self._outcome(member, future)
-
-    def _outcome(self, member: Member, future: Any) -> bytes:
-        reason = "lost"
-        if future.done():
-            try:
-                outcome: bytes = future.result(timeout=RESULT_WAIT)
-            except Exception as error:  # noqa: BLE001 - whatever Dask says, the worker is not to be used again
-                reason = f"lost: {type(error).__name__}: {error}"
-            else:
-                self.worker = member.name
-                return outcome
-        future.cancel()
-        self._member = None
-        raise self._fleet.ended(member, reason)
+        member.on_gone(self._awake.set)
+        try:
+            outcome = outcome_of(
+                self._client,
+                member.address,
+                blob,
+                awake=self._awake,
+                alive=lambda: not member.gone,
+                patience=lambda: KILL_WAIT if member.doomed else None,
+            )
+        except LostError as lost:
+            self._member = None
+            raise self._fleet.ended(member, str(lost)) from lost
+        self.worker = member.name
+        return outcome
 
     def renew(self, worker: str) -> None:
         """Have the worker killed by its pilot, which starts another, and wait for any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -437,6 +438,33 @@ def test_a_death_is_told_exactly_and_the_worker_replaced(site, how, why):
     assert time.monotonic() - began < 5
     slot.ready()
     assert call(slot, tasks.pid)[1] != first
+
+
+def test_a_worker_may_die_with_its_result_still_to_be_fetched(site):
+    """Dask then waits for the call's being made again, on a worker that is gone."""
+    here = site(workers=1)
+    here.job()
+    slot = here.slot()
+    slot.ready()
+    pid = call(slot, tasks.pid)[1]
+    scheduler = here.cluster.scheduler
+    fetch = scheduler.handlers["gather"]
+
+    async def too_late(*args, **words):
+        psutil.Process(pid).kill()
+        while scheduler.workers:
+            await asyncio.sleep(0.01)
+        return await fetch(*args, **words)
+
+    scheduler.handlers["gather"] = too_late
+    began = time.monotonic()
+    with pytest.raises(WorkerDied) as caught:
+        call(slot, tasks.length, b"abc")
+    assert (caught.value.why, caught.value.exitcode) == ("signal", -9)
+    assert time.monotonic() - began < 20
+    scheduler.handlers["gather"] = fetch
+    slot.ready()
+    assert call(slot, tasks.length, b"abc") == (True, 3)
 
 
 def test_memory_is_watched_and_named(site):
