@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -71,6 +72,12 @@ def lock() -> Any:
     return threading.Lock()
 
 
+def semaphore() -> str:
+    """Have a semaphore with a name, as long as this process lives."""
+    _kept.append(multiprocessing.get_context("spawn").Semaphore())
+    return str(_kept[-1])
+
+
 def pid() -> int:
     """The worker's process."""
     return os.getpid()
@@ -91,6 +98,14 @@ def interval(seconds: float) -> tuple[int, float, float]:
     began = time.monotonic()
     time.sleep(seconds)
     return os.getpid(), began, time.monotonic()
+
+
+def wait_for(path: str, seconds: float) -> str:
+    """Wait for a file; workers that do not see it wait for the time."""
+    limit = time.monotonic() + seconds
+    while not Path(path).exists() and time.monotonic() < limit:
+        time.sleep(0.05)
+    return "finished"
 
 
 def die(how: str) -> None:
@@ -146,6 +161,7 @@ def detach() -> int:
 
 
 _called: list[str] = []
+_kept: list[Any] = []
 
 
 def initialize(word: str) -> None:

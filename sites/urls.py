@@ -95,6 +95,8 @@ class Reading:
         if address is None or not (address.forwards or self._at_cache(address)):
             read = self._rewritten(url)
             address = Address.of(read)
+            if address is not None and not address.server:
+                raise FilesetError(f"{url}: urls.rewrite makes {read} of it, which names no server")
         if address is not None:
             read = self._cached(read, address)
         self._refuse(read, url)

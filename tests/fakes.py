@@ -182,15 +182,16 @@ def call_for(analysis, place):
 
 
 def make_drive(
-    plan, folder, pool, analysis=None, *, wrap=None, shared=True, sizing=None, ranges=None, **terms
+    plan, folder, pool, analysis=None, *, wrap=None, shared=True, sizing=None, ranges=None, hung=None, **terms
 ):
+    """``hung``: seconds after which a chunk hangs, as the driver knows it; no worker ends itself for it."""
     place = make_place(Path(folder), shared=shared)
     analysis = analysis or FakeAnalysis()
     call = call_for(analysis, place)
     terms = {"limits": Limits(backoff=0.001), "slots": 4, "grace": 1.0, **terms}
     return Drive(
         Tree(plan),
-        place,
+        replace(place, chunk_timeout=hung),
         wrap(call) if wrap else call,
         pool,
         Terms(**terms),

@@ -78,7 +78,8 @@ class Roster:
     def _learn(self, state: JobState, now: float) -> Job | None:
         job = self.jobs.get(state.id)
         if job is None:
-            if state.id in self._past or state.ended:  # or of a host before this one, and no matter now
+            # Of a host before this one, and no matter now: it was removed before anything was submitted here.
+            if state.id in self._past or state.ended or state.phase == "ending":
                 return None
             # Of a submission whose answer never came: it is ours by its name.
             job = self.jobs[state.id] = Job(state, now)

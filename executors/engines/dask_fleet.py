@@ -138,11 +138,16 @@ class Fleet:
                 raise self._failure
             if (member := self._first(free=True) or self._first(free=False)) is not None:
                 return member
-            self._calls += 1
-            try:
-                self._unused.wait()
-            finally:
-                self._calls -= 1
+            self._calls += 1  # who wakes one counts it off: it may take its time to be awake
+            self._unused.wait()
+
+    def _wake_call(self) -> bool:
+        """Wake one lane that waits with a call, if there is any that was not woken yet."""
+        if not self._calls:
+            return False
+        self._calls -= 1
+        self._unused.notify()
+        return True
 
     def _first(self, *, free: bool) -> Member | None:
         """One that can take a call now; ``free``: and that no lane has."""
@@ -153,7 +158,7 @@ class Fleet:
         """The call is over."""
         with self._lock:
             member.busy, member.since = False, self._clock()
-            self._unused.notify()
+            self._wake_call()
 
     def rest(self, count: int, seconds: float) -> list[str]:
         """At most so many jobs whose workers have had nothing to do for so long; they take no more calls."""
@@ -216,7 +221,8 @@ class Fleet:
             self._here[name] = member
             self._refusals = 0
             count = len(self._here)
-            (self._unused if self._calls else self._unowned).notify()
+            if not self._wake_call():
+                self._unowned.notify()
         if first:
             self.on_started(member.job)
         self.on_count(count)
@@ -261,5 +267,6 @@ class Fleet:
         """No worker will come any more: whoever waits for one hears why."""
         with self._lock:
             self._failure = self._failure or failure
+            self._calls = 0
             self._unowned.notify_all()
             self._unused.notify_all()

@@ -89,7 +89,9 @@ class Host:
         if child.death(5.0) is None:
             self._nursery.kill(child, "it closed its lanes")
         death = child.death(5.0) or WorkerDied.of("lost")
-        return WorkerDied.of(f"lost: the {self._name} ended ({death}); see {self._name}.log in the logs")
+        whole = WorkerDied.of(f"lost: the {self._name} ended ({death}); see {self._name}.log in the logs")
+        whole.about["of"] = f"{self._name} {child.ticket}"  # one death, however many lanes it ends
+        return whole
 
     def kill(self, index: int) -> None:
         """Ask for the worker behind a lane to be killed."""
@@ -310,6 +312,9 @@ def _serve_lane(lane: socket.socket, slot: Slot) -> None:
                 outcome = slot.call(bytes(frame.body))
             except WorkerDied as death:
                 send(lane, DIED, pack_death(death))
+                return
+            except Exception as error:  # noqa: BLE001 - the worker's edge: the next lane tells it; others go on
+                send(lane, DIED, pack_death(WorkerDied.of(f"lost: {error}")))
                 return
             del frame
             if slot.worker != worker:

@@ -13,6 +13,7 @@ import faulthandler
 import importlib
 import os
 import pickle
+import re
 import select
 import shutil
 import signal
@@ -33,6 +34,8 @@ FAREWELL_PAUSE = 1.0  # a submission that was under way when its process was kil
 WEIGHT = "executors.engines.weight"
 ADOPTED_EVERY = 0.2
 LAST_LINES = 4096  # bytes of a log
+SHARED = Path("/dev/shm")  # noqa: S108 - where the C library has them
+SEMAPHORE = re.compile(rb"(\d+) +/dev/shm/sem\.")
 libc = ctypes.CDLL(None)
 
 
@@ -263,6 +266,7 @@ class Keeper:
 
     def end(self) -> None:
         """Kill every descendant, adopted ones included, and remove the private folder."""
+        semaphores = _semaphores()
         deadline = time.monotonic() + END_LIMIT
         while time.monotonic() < deadline:
             for pid in self.wards:
@@ -273,6 +277,9 @@ class Keeper:
             if not _reap():
                 break
             time.sleep(0.002)
+        for path in semaphores:
+            with contextlib.suppress(OSError):
+                path.unlink()
         self._say_farewell()
         if self.sweep:
             shutil.rmtree(self.sweep, ignore_errors=True)
@@ -371,6 +378,29 @@ def _children() -> list[int]:
     if listed is not None:
         return listed
     return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(pid) == me]  # noqa: PTH208
+
+
+def _semaphores() -> list[Path]:
+    """Those with a name that descendants have from multiprocessing: who is killed does not unlink them."""
+    parents = {pid: _parent(pid) for pid in map(int, filter(str.isdigit, os.listdir("/proc")))}  # noqa: PTH208
+    family: set[int] = set()
+    more = {os.getpid()}
+    while more:
+        family |= more
+        more = {pid for pid, parent in parents.items() if parent in family} - family
+    numbers: set[int] = set()
+    for pid in family:
+        with contextlib.suppress(OSError):
+            numbers.update(map(int, SEMAPHORE.findall(Path(f"/proc/{pid}/maps").read_bytes())))
+    # By their numbers: who made one knows it by the name that it had before it was whole.
+    return [path for path in SHARED.glob("sem.mp-*") if _number(path) in numbers] if numbers else []
+
+
+def _number(path: Path) -> int:
+    try:
+        return path.lstat().st_ino
+    except OSError:
+        return 0
 
 
 def _stat(pid: int) -> list[str]:

@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import socket
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,8 @@ def _remove(job: str, words: dict[str, Any], scratch: Path | None, tell: Callabl
         tell("warning", f"jobs named {job} of a run that died may still be in the queue: {error.message}")
         return False
     tell("info", f"whatever was left of {job}, of a run that died with all its processes, is removed")
-    if scratch is not None and private.parent == scratch.resolve() and PRIVATE.fullmatch(private.name):
+    base = tempfile.gettempdir() if scratch is None else scratch
+    if private.parent == Path(base).resolve() and PRIVATE.fullmatch(private.name):
         shutil.rmtree(private, ignore_errors=True)
     return True
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import site
@@ -92,7 +93,9 @@ def _build(setup: dict[str, Any]) -> Callable[[int], Slot]:
     threading.Thread(target=_watch_interchange, args=(executor,), name="interchange", daemon=True).start()
     common = {"path": setup["path"], "logs": setup["logs"], "outfit": str(outfit), "pythonpath": before}
     weights = Weights(setup["memory"])
-    return lambda index: weights.watch(ParslSlot(pool, private / f"note-{index}", common, weights))
+    # Workers of a host before this one may still answer: what they write is not for the calls of this one.
+    notes = private / f"note-{os.getpid()}-{secrets.token_hex(4)}"
+    return lambda index: weights.watch(ParslSlot(pool, Path(f"{notes}-{index}"), common, weights))
 
 
 def _watch_interchange(executor: HighThroughputExecutor) -> None:

@@ -64,6 +64,7 @@ class Pool(Executor):
         self._closing = False
         self._broken: SiteError | UsageError | None = None
         self._failed_starts = 0
+        self._last_death = ""  # of what was the last that did not start
         self._started = threading.Event()
         self._lanes = [_Lane(self, slot, index) for index, slot in enumerate(slots)]
         for lane in self._lanes:
@@ -162,7 +163,11 @@ class Pool(Executor):
         """A new worker did not; too many of them in a row end the pool."""
         if isinstance(error, WorkerDied) and error.why in TAKEN_AWAY:
             return
+        of = str(getattr(error, "about", {}).get("of", ""))
         with self._lock:
+            if of and of == self._last_death:  # of many workers at once
+                return
+            self._last_death = of
             self._failed_starts += 1
             if not isinstance(error, SiteError | UsageError):
                 if self._failed_starts < CRASH_LIMIT:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import math
 import queue
 import time
 from typing import TYPE_CHECKING, Any
@@ -568,21 +569,34 @@ class Drive:
                 self.merging.given_up(assignment.task)
 
     def _has_room(self) -> bool:
-        # Before the first answer the pool may still wait for its machines: that is not being late.
-        return not self._per_chunk or len(self._inflight) < self._window()
+        # Before the first answer a pool may still wait for its machines, and not all can say so.
+        blind = not self._per_chunk and not hasattr(self.pool, "waiting")
+        return blind or len(self._inflight) < self._window()
 
     def _end_hung(self) -> None:
         """Have the engine end workers that hang, so that their tasks come back as lost."""
         kill = getattr(self.pool, "kill", None)
-        if kill is None or not self.place.shared or self.place.inline:
+        if kill is None or self.place.inline:
             return
-        for task, why in self._watch.hung():
-            for future, assignment in list(self._inflight.items()):
+        for task, why in self._watch.hung() if self.place.shared else ():
+            for future, assignment in (*self._inflight.items(), *self._overdue.items()):
                 if assignment.task.id.startswith(task) and kill(future, why):
                     self.journal.write("hung", node=assignment.task.node, why=why)
+        self._end_overdue(kill)
+
+    def _end_overdue(self, kill: Callable[[Future[Receipt], str], bool]) -> None:
+        """What was handed out again and can bring nothing any more is ended: it may have the last worker."""
+        limit, now = self.place.chunk_timeout or math.inf, time.monotonic()
+        for future, assignment in list(self._overdue.items()):
+            if now - assignment.since > self._patience(assignment) + limit * max(1, assignment.chunks):
+                assignment.since = now  # asked again as late as that
+                if kill(future, "late"):
+                    self.journal.write("hung", node=assignment.task.node, why="late")
 
     def _patience(self, assignment: Assignment) -> float:
-        return max(self.terms.patience, 20 * self._per_chunk * max(1, assignment.chunks))
+        # Before the first answer nothing is known but that no chunk takes longer than it may.
+        usual = 20 * self._per_chunk or self.place.chunk_timeout or 0.0
+        return max(self.terms.patience, usual * max(1, assignment.chunks))
 
     def _tell_pool(self) -> None:
         """Towards the end, let the pool give up machines: those it waits for, those without work."""

@@ -116,6 +116,12 @@ def test_a_name_that_is_not_ours_is_never_cancelled(tmp_path, dead, systems):
     assert not systems
 
 
+def test_a_private_folder_of_a_site_that_shares_nothing_is_removed(tmp_path, dead, systems, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    leftovers.remove(tmp_path, None, lambda *_: None)
+    assert not (tmp_path / "dask-x1y2").exists()
+
+
 def test_no_folder_of_others_is_removed(tmp_path, dead, systems):
     note, words = dead
     for name in ("precious", "dask-x1y2/../precious"):

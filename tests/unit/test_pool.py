@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from concurrent.futures import Future
 
 import pytest
@@ -59,6 +61,29 @@ def test_workers_that_do_not_start_end_the_pool():
 @pytest.mark.parametrize("why", ["removed", "node", "walltime"])
 def test_what_a_batch_system_takes_away_is_no_failed_start(why):
     assert first_answer(*[why] * (5 * CRASH_LIMIT)) == 3
+
+
+def test_one_death_of_what_all_wait_for_is_one_failed_start():
+    gone = threading.Event()
+
+    class Behind(Slot):
+        """Waits with all the others for machines behind one host, which dies; the next host has them."""
+
+        def ready(self) -> None:
+            if not gone.is_set():
+                gone.wait()
+                death = WorkerDied.of("lost: the host ended")
+                death.about["of"] = "host 1"
+                raise death
+            time.sleep(0.2)
+
+    pool = Pool([Behind() for _ in range(2 * CRASH_LIMIT)], lambda: None)
+    try:
+        answer = pool.submit(abs, -3)
+        gone.set()
+        assert answer.result(20) == 3
+    finally:
+        pool.close()
 
 
 @pytest.fixture

@@ -339,6 +339,11 @@ def test_once_read_always_so(url, here, env):
     assert as_read(read, here, env) == read
 
 
+def test_a_rule_that_makes_an_address_without_a_server_is_refused():
+    with pytest.raises(FilesetError, match=r"urls\.rewrite makes root:////x/a of it, which names no server"):
+        as_read("root://h//a", site(rewrite={"root://h/": "root:///x/"}), {})
+
+
 # -- names without what only says who asks ----------------------------------------------------------
 
 
