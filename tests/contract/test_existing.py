@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from real.servers import python as other_python
 
 from executors import contract_tasks as tasks
-from executors.contract import EngineContract
+from executors.contract import EngineContract, wait_until
 from executors.engines.base import Capabilities, Resources
 from executors.engines.dask import DaskEngine
 from executors.engines.tls import make_certificate
@@ -86,16 +87,19 @@ class Cluster:
 
     def ours(self) -> set[psutil.Process]:
         """Processes beside their workers that work for us."""
-        return {
-            one for one in tasks.descendants(self.process.pid) if any("cs-" in word for word in one.cmdline())
-        }
+        found = set()
+        for one in tasks.descendants(self.process.pid):
+            with contextlib.suppress(psutil.Error):
+                if any("cs-" in word for word in one.cmdline()):
+                    found.add(one)
+        return found
 
     def close(self) -> None:
         below = tasks.descendants(self.process.pid)
         self.process.kill()
         self.process.wait()
         for one in below:
-            if one.is_running():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
 
 
@@ -138,11 +142,12 @@ class TestExisting(EngineContract):
 
 
 def test_nothing_of_ours_stays(cluster):
-    theirs = tasks.descendants(cluster.process.pid) - cluster.ours()
+    before = cluster.ours()
+    theirs = tasks.descendants(cluster.process.pid) - before
     with DaskEngine().open(cluster.site(), Resources(workers=2)) as pool:
         busy = [pool.submit(tasks.hold_gil, 600), pool.submit(time.sleep, 600)]
-        time.sleep(3)
-        assert len(cluster.ours()) >= 4
+        wait_until(lambda: len(cluster.ours() - before) >= 4, 60)
+        time.sleep(1)  # the calls are with them by then
     assert all(one.exception(10) is not None for one in busy)
     mine = cluster.ours()
     assert tasks.gone(mine, 40) == set()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import ssl
@@ -50,6 +51,14 @@ def keepers():
     return [one for one in psutil.Process().children() if "keeper.py" in " ".join(one.cmdline())]
 
 
+def sizes(keeper):
+    found = []
+    for one in keeper.children():
+        with contextlib.suppress(psutil.Error):
+            found.append(one.memory_info().rss)
+    return found
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_death_of_the_keeper_fails_everything_and_ends(name):
     with opened(name) as pool:
@@ -73,7 +82,8 @@ def test_death_of_the_host_is_healed(name):
         wait_until(lambda: all(one.running() for one in futures), 30)
         (keeper,) = keepers()
         for host in keeper.children():
-            host.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may have gone with the one before
+                host.kill()
         assert all(isinstance(one.exception(20), WorkerDied) for one in futures)
         assert list(pool.map(tasks.length, [b"x"] * 10, timeout=60)) == [1] * 10
 
@@ -87,7 +97,8 @@ def test_death_of_parsls_own_programs_is_healed(program):
         victims = mine(program)
         assert victims
         for one in victims:
-            one.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
         assert not wait(futures, 90).not_done
         assert all(isinstance(one.exception(), WorkerDied) for one in futures)
         assert list(pool.map(tasks.length, [b"x"] * 10, timeout=90)) == [1] * 10
@@ -111,14 +122,36 @@ def test_many_deaths_leave_no_descriptor_and_no_process(request):
         wait([pool.submit(tasks.die, "exit") for _ in range(10)])
         (keeper,) = keepers()
         # A dead worker has no socket, and the next one is on its way: counted too early, there is one less.
-        wait_until(lambda: len(keeper.children()) == 2, 30)
+        wait_until(lambda: len({pid for pid, _, _ in pool.map(tasks.interval, [0.1] * 4)}) == 2, 30)
         time.sleep(0.2)
         ours, its = psutil.Process().num_fds(), keeper.num_fds()
         futures = [pool.submit(tasks.die, "exit") for _ in range(deaths)]
         assert not wait(futures, 100).not_done
         assert all(one.exception().exitcode == 3 for one in futures)
-        wait_until(lambda: len(keeper.children()) == 2, 30)
+        wait_until(lambda: len(tasks.descendants(keeper.pid)) == 2, 30)
         wait_until(lambda: psutil.Process().num_fds() <= ours and keeper.num_fds() <= its, 10)
+
+
+def semaphores(processes):
+    """Those with a name that the processes have."""
+    numbers = set()
+    for one in processes:
+        with contextlib.suppress(OSError):
+            maps = Path(f"/proc/{one.pid}/maps").read_text()
+            numbers |= set(map(int, re.findall(r"(\d+) +/dev/shm/sem\.", maps)))
+    return {
+        path for path in Path("/dev/shm").glob("sem.*") if path.exists() and path.stat().st_ino in numbers
+    }
+
+
+@pytest.mark.parametrize("name", HOSTED)
+def test_semaphores_of_those_that_are_killed_are_removed(name):
+    """Parsl's own processes have some, and a task's may."""
+    with opened(name) as pool:
+        assert pool.submit(tasks.semaphore).result(60)
+        left = semaphores(tasks.descendants())
+        assert left
+    assert {path for path in left if path.exists()} == set()
 
 
 @pytest.mark.parametrize("name", HOSTED)
@@ -136,8 +169,8 @@ def test_death_says_how():
         assert (by_exit.why, by_exit.exitcode) == ("exit", 3)
         assert (by_signal.why, by_signal.exitcode) == ("signal", -signal.SIGSEGV)
         eater = pool.submit(tasks.eat, 300 << 20, 600)
-        wait_until(eater.running, 10)
-        time.sleep(1)
+        (keeper,) = keepers()
+        wait_until(lambda: any(size > 300 << 20 for size in sizes(keeper)), 30)
         assert pool.kill(eater, "time limit")
         assert eater.exception(10).why == "time limit"
         assert 300 << 20 < eater.exception().peak < 400 << 20
@@ -168,7 +201,7 @@ def test_a_forked_child_that_holds_the_socket_does_not_hide_the_death():
     with opened("futures") as pool:
         began = time.monotonic()
         assert pool.submit(leave_a_twin).exception(30).exitcode == 3
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20
 
 
 def test_crash_traceback_is_in_the_log(tmp_path):
@@ -249,6 +282,7 @@ def test_a_stranger_cannot_speak_to_dask(tmp_path):
     strange.load_cert_chain(*make_certificate(tmp_path / "keys"))
     with opened("dask/local") as pool:
         pool.submit(tasks.none).result(30)
+        wait_until(lambda: len(tasks.listeners(tasks.descendants() - before)) >= 3, 30)
         addresses = tasks.listeners(tasks.descendants() - before)
         assert len(addresses) == 3  # the scheduler, two workers, and no web server
         for address in addresses:

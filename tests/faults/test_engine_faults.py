@@ -97,7 +97,7 @@ def test_a_killer_is_isolated(on, kind, fileset, truth, tmp_path):
 @pytest.mark.parametrize("on", ALL)
 def test_an_endless_loop_ends(on, fileset, tmp_path):
     with pytest.raises(AnalysisError, match="analyses.py"):
-        go(analyses.Loops(), fileset, on, tmp_path, chunk_timeout=1.0)
+        go(analyses.Loops(), fileset, on, tmp_path, chunk_timeout=4.0)
     found = manifest(tmp_path)
     assert [f["range"] for f in found["failures"]] == [[500, 550]]
     assert found["failures"][0]["kind"] == "time limit"

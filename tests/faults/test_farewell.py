@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNNER = """
 import sys, time
 from pathlib import Path
+from executors.engines.call import pack_outfit
+from executors.engines.futures import WorkerSlot
 from executors.engines.nursery import Nursery
 logs, mark = Path(sys.argv[1]), sys.argv[2]
 said = [sys.executable, "-c", f"open({mark!r}, 'a').write('x')"]
@@ -23,6 +25,9 @@ private = logs / "private"
 if len(sys.argv) > 3:
     (private / "job" / "submitting").touch()
 nursery = Nursery(logs, farewell=[["/no/such/command"], said], sweep=private)
+slot = WorkerSlot(nursery, 0, pack_outfit(None, ()))
+slot.ready()  # by then the keeper has been told what to say, and listens
+slot.close()
 print("up", nursery.pid, flush=True)
 sys.stdin.read()
 nursery.close()

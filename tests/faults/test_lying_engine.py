@@ -128,7 +128,8 @@ def test_lies_are_never_believed(memory_path, scale, shared):
     plan = make_plan((5 * 11,) * (chunks // 11), chunk=5, fsize=40)
     # Without notes each lie is charged to the chunk: so many in a row must not look like its fault, and not
     # like a lack of memory either, for which it would be processed in pieces, with other last bits.
-    limits = Limits(lost=10, backoff=0.001)
+    # A merge has to be tried as often as it is lied about.
+    limits = Limits(lost=10, retries=50, backoff=0.001)
     with LyingPool() as pool:
         drive = drive_to_end(
             plan, memory_path, FakeAnalysis(value=rough_sum), pool,

@@ -222,7 +222,7 @@ def test_five_of_a_hundred_chunks_need_three_times_the_limit(tmp_path, chunks, n
     limit = 400 * MB  # of a worker, which has some 140 without any events, mapped files included
     spike = json.dumps({"*@2000": (3 * limit - 140 * MB) // 4000 - 20_000})  # one chunk of each file
     common = ["--wf", f"{GREEDY}:make", "--wf-arg", "per_event=20000", "--wf-arg", f"spike={spike}",
-              "--wf-arg", f"seconds={0.05 if chunks == 100 else 0.1}", "--chunk", "4000", "-j", "2"]  # fmt: skip
+              "--wf-arg", "seconds=0.2", "--chunk", "4000", "-j", "2"]  # fmt: skip
     # A memory of its own for each: what was measured in the one would change the sizes of the other.
     common += ["--executor"]
     roomy = run(tmp_path, *common, name, "--memory", "4GB", "--outputdir", "roomy", "--cache", "one")

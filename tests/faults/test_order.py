@@ -13,6 +13,7 @@ from fakes import FakeAnalysis, WorkerDied, drive_to_end, make_plan, promise, re
 from executors.work import drive as module
 from executors.work import merging
 from executors.work.merge import MergeTask
+from executors.work.policy import Limits
 
 PLANS = {
     "one long file": make_plan((5 * 301,), chunk=5),
@@ -78,10 +79,12 @@ def test_any_grouping_any_order(memory_path, monkeypatch, name, seed):
         module.Drive, "_most_chunks", lambda self: real(self) and rng.choice((1, 2, 3, 8, 17, 64, 512))
     )
     monkeypatch.setattr(merging, "FAN_IN", rng.choice((2, 3, 16, 10**6)))
+    limits = Limits(retries=50, backoff=0.001)  # a merge may be killed several times in a row
     with Shuffling(seed, killed=0.15) as pool:
         drive = drive_to_end(
-            PLANS[name], memory_path, FakeAnalysis(value=rough_sum), pool, slots=rng.choice((1, 3, 9))
-        )
+            PLANS[name], memory_path, FakeAnalysis(value=rough_sum), pool,
+            slots=rng.choice((1, 3, 9)), limits=limits,
+        )  # fmt: skip
     promise(drive, PLANS[name], value=rough_sum)
 
 

@@ -54,13 +54,14 @@ def main():
     asked = scheduler.query
 
     def query(name, ids):
+        begun = time.monotonic()
         states = asked(name, ids)
         running = [one for one, state in states.items() if state.phase == "running"]
         if "never" not in line:
             crew.seen(len(running))  # none, too: a crew with workers that never end would never give up
             for one in running:
                 threading.Thread(target=crew.started, args=(one,)).start()
-        say(query=time.monotonic(), states={one: [s.phase, s.fate, s.exit] for one, s in states.items()})
+        say(query=begun, states={one: [s.phase, s.fate, s.exit] for one, s in states.items()})
         return states
 
     scheduler.query = query

@@ -6,6 +6,7 @@ of the batch system itself, it asks ``lab.batch``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -145,9 +146,10 @@ class Lab:
         """No process, no job: the promise of every exit."""
         began = time.monotonic()
         processes.wait_for(lambda: not self.left() and not self.batch.queue(), within, every=0.2)
-        left = {
-            pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[:200] for pid in self.left()
-        }
+        left = {}
+        for pid in self.left():
+            with contextlib.suppress(OSError):  # gone by now
+                left[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[:200]
         assert not left, f"still there after {time.monotonic() - began:.0f} s: {left}"
         assert not self.batch.queue(), self.batch.queue()
 

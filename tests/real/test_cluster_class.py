@@ -52,7 +52,7 @@ def test_two_hundred_chunks(lab):
     found = lab.manifest()
     accounted(found, 10_000)
     assert found["digest"] == truth
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 @pytest.mark.full
@@ -87,7 +87,7 @@ def test_nothing_ever_starts(lab):
     assert code == 4, out
     assert "pending" in out, out
     assert "--start-timeout" in out
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 def test_no_such_queue(lab):
@@ -101,7 +101,7 @@ def test_no_such_queue(lab):
     assert "nosuch" in out.lower() or "invalid partition" in out.lower(), out
     assert "did not take the jobs" in out
     assert "Traceback" not in out
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 @pytest.mark.full
@@ -111,7 +111,7 @@ def test_missing_python(lab):
     code, out = lab.run(by_class(lab, "--worker-python", "/nowhere/python", "--no-check"), timeout=150)
     assert code == 4, out
     assert "/nowhere/python" in out, out
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 def test_without_a_common_file_system(lab):
@@ -125,7 +125,7 @@ def test_without_a_common_file_system(lab):
     assert code == 0, out
     assert "runs code as you" not in out
     accounted(lab.manifest(), 1000)
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 def test_the_runner_is_killed(lab):

@@ -33,7 +33,7 @@ def gives_up(lab, *more, **about):
     code, out = lab.run(lab.command("--no-check", *more, **about), timeout=120)
     assert code == 4, out
     assert "Traceback" not in out
-    lab.nothing_left(15)
+    lab.nothing_left(30)
     return out
 
 
@@ -71,13 +71,13 @@ def test_partially_held(lab):
     assert code == 0, out
     accounted(lab.manifest(wf="Paced"), 2000)
     assert len(re.findall(r"is held 3/0: held by a rule", out)) == 1, "once for each reason"
-    lab.nothing_left(15)
+    lab.nothing_left(30)
 
 
 @at(SLURM)
 def test_waiting_ones_are_held(lab):
     """By whoever runs the site, while others work."""
-    lab.data(dy=[3000])
+    lab.data(dy=[20_000])
     gate = lab.folder / "gate"
     process = lab.start(lab.command("--wf-arg", f"gate={gate}", wf="Paced", jobs=12))
     lab.until_working(process, wf="Paced")
@@ -85,11 +85,13 @@ def test_waiting_ones_are_held(lab):
     assert waiting
     for one in waiting:
         lab.batch.command("scontrol", "hold", one)
+    lab.until(lambda: {job.id for job in lab.batch.queue()}.isdisjoint(waiting), process)
+    gate.touch()
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
-    accounted(lab.manifest(wf="Paced"), 3000)
+    accounted(lab.manifest(wf="Paced"), 20_000)
     assert "is held: held by the site: JobHeldAdmin" in out
-    lab.nothing_left(15)
+    lab.nothing_left(30)
 
 
 @at(CONDOR)
@@ -132,7 +134,7 @@ def test_logs_come_back(lab, spooled):
 @at(SLURM)
 def test_two_runs_want_one_port(lab):
     """The second says so at once, and who has it."""
-    lab.data(dy=[500])
+    lab.data(dy=[5000])
     port = str(processes.free_ports(1))
     gate = lab.folder / "gate"
     more = ["--scheduler-port", port, "--wf-arg", f"gate={gate}"]
@@ -147,7 +149,7 @@ def test_two_runs_want_one_port(lab):
     gate.touch()
     out, _ = first.communicate(timeout=60)
     assert first.returncode == 0, out
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 @at([*SLURM, *CONDOR, ("sge", "dask")])

@@ -43,4 +43,4 @@ def test_runner(lab):
     code, out = lab.run([sys.executable, "script.py", lab.on, str(lab.batch.site_file), "fs.json"])
     assert code == 0, out
     assert json.loads(out.splitlines()[-1]) == {"n": 1600, "here": 1600, "close": True}, out
-    lab.nothing_left(15)
+    lab.nothing_left(30)

@@ -231,7 +231,8 @@ def at_lpc(lpc):
     try:
         yield place
         place.finish()
-        assert not list((lpc.folder / "execute").glob("dir_*")), "something was left on a node"
+        node = lpc.folder / "execute"
+        assert processes.wait_for(lambda: not list(node.glob("dir_*")), 20), "something was left on a node"
     finally:
         place.close()
         lpc.clear()

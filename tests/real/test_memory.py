@@ -67,7 +67,7 @@ def test_only_the_culprit_is_blamed(lab, chunks):
     code, out = lab.run(truth)
     assert code == 0, out
     assert lab.manifest(wf="make")["digest"] == lab.manifest("truth", "make")["digest"]
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 @pytest.mark.quick_at(("condor", "dask"))
@@ -85,7 +85,7 @@ def test_the_next_jobs_ask_for_more(lab):
     assert process.returncode == 0, out
     assert "jobs ask for 1.35 GB now: 2 ended for memory with 0.9 GB" in out, out
     accounted(lab.manifest(wf="make"), 32_000)
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 @pytest.mark.full
@@ -108,4 +108,4 @@ def test_the_batch_system_is_quicker(lab):
     accounted(lab.manifest(wf="make"), 32_000)
     if lab.engine == "dask":
         assert {tuple(one["node"])[3] for one in rows(lab, "failure")} == {0}, rows(lab, "failure")
-    lab.nothing_left(10)
+    lab.nothing_left(30)

@@ -46,6 +46,7 @@ death = "10s"
 def two(pool):
     one = pool(rules=TWO)
     (one.folder / "twoschedds.toml").write_text(SITE)
+    assert processes.wait_for(lambda: len(names(one)) == 2, 30, every=0.5), names(one)
     return one
 
 
@@ -56,7 +57,7 @@ def at_two(two, request):
     try:
         yield place
         place.nothing_left()
-        assert not second(place)
+        assert processes.wait_for(lambda: not second(place), 30, every=0.5), second(place)
     finally:
         place.close()
         two.command("condor_rm", "-name", names(two)[-1], "-all", check=False)

@@ -150,9 +150,12 @@ for top in tops:
     for folder, folders, names in os.walk(top):
         for name in [".", *names]:
             path = os.path.join(folder, name)
-            if os.path.islink(path) or stat.S_ISSOCK(os.lstat(path).st_mode):
-                continue  # who listens is looked at apart; Slurm's own have places in its spool folder
-            everybodys = os.stat(path).st_mode & 0o1000  # as /tmp: the batch system's
+            try:
+                if os.path.islink(path) or stat.S_ISSOCK(os.lstat(path).st_mode):
+                    continue  # who listens is looked at apart; Slurm's own have places in its spool folder
+                everybodys = os.stat(path).st_mode & 0o1000  # as /tmp: the batch system's
+            except FileNotFoundError:
+                continue  # gone since its folder was read
             if os.access(path, os.W_OK) and not everybodys:
                 found["write"].append(path)
             if name != "." and os.access(path, os.R_OK):

@@ -31,7 +31,7 @@ def test_check_with_a_canary(lab):
     assert found["ok"]
     names = {each["name"] for each in found["checks"] if each["ok"]}
     assert {"scheduler", "canary"} <= names, found
-    lab.nothing_left(15)
+    lab.nothing_left(30)
 
 
 def test_selftest(lab):
@@ -45,7 +45,7 @@ def test_selftest(lab):
         lab.batch.kind
     ]
     assert re.search(version, out), out
-    lab.nothing_left(15)
+    lab.nothing_left(30)
 
 
 @pytest.mark.quick_at(("slurm", "dask"), ("condor", "parsl"))
@@ -54,4 +54,4 @@ def test_selftest_of_what_cannot_work(lab):
     assert code == 4, out
     assert "nosuch" in out
     assert "Traceback" not in out
-    lab.nothing_left(15)
+    lab.nothing_left(30)

@@ -43,7 +43,7 @@ def test_two_hundred_chunks(lab):
     found = lab.manifest()
     accounted(found, 10_000)
     assert found["digest"] == truth
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_two_hundred_chunks(lab):
 )
 def test_jobs_taken_away(lab):
     """By qdel and by a kill that nobody hears of: others take their place, and nothing is counted twice."""
-    lab.data(dy=[5000] * 2)
+    lab.data(dy=[5000] * 4)
     gate = lab.folder / "gate"
     argument = f"gate={gate}"
     process = lab.start(lab.command("--wf-arg", argument, "--task-seconds", "1", wf="Paced", workers=2))
@@ -72,9 +72,9 @@ def test_jobs_taken_away(lab):
     gate.touch()
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
-    accounted(lab.manifest(wf="Paced"), 10_000)
+    accounted(lab.manifest(wf="Paced"), 20_000)
     assert lab.manifest(wf="Paced")["digest"] == lab.truth("Paced", "--wf-arg", argument)
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 @BOTH

@@ -45,7 +45,7 @@ def test_two_hundred_chunks(lab):
     found = lab.manifest()
     accounted(found, 10_000)
     assert found["digest"] == truth
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 def test_from_none_to_four_to_none(lab):
@@ -60,7 +60,7 @@ def test_from_none_to_four_to_none(lab):
     gate.touch()
     out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "after\n")
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 @pytest.mark.quick_at(("slurm", "dask"), ("condor", "parsl"))
@@ -81,7 +81,7 @@ def test_jobs_without_work_are_given_back(lab):
     accounted(lab.manifest(wf="OneSlow"), 1000)
     assert lab.manifest(wf="OneSlow")["digest"] == lab.truth("OneSlow", "--wf-arg", argument)
     assert not [line for line in lab.troubles("OneSlow").splitlines() if line], lab.troubles("OneSlow")
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 @pytest.mark.timeout(1800)
@@ -132,7 +132,7 @@ def test_too_much_memory(lab):
     accounted(lab.manifest(wf="Hungry"), 10_000)
     assert "memory" in out, out
     assert time.monotonic() - began < 150
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 def test_no_such_queue(lab):
@@ -144,7 +144,7 @@ def test_no_such_queue(lab):
     assert code == 4, out
     assert "nosuch" in out or "invalid partition" in out.lower(), out
     assert "Traceback" not in out
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 @pytest.mark.quick_at(("slurm", "dask"), ("condor", "parsl"))
@@ -158,7 +158,7 @@ def test_broken_python(lab):
     assert code == 4, out
     assert "this environment is broken" in out, out
     assert "Traceback" not in out
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 @pytest.mark.quick_at(("slurm", "parsl"), ("condor", "dask"))
@@ -168,7 +168,7 @@ def test_missing_python(lab):
     code, out = lab.run(lab.command("--worker-python", "/nowhere/python", "--no-check"), timeout=120)
     assert code == 4, out
     assert "/nowhere/python" in out, out
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 @pytest.mark.full
@@ -184,7 +184,7 @@ def test_walltime_over(lab):
     code, out = lab.run(command, timeout=800)
     assert code == 0, out
     accounted(lab.manifest(wf="Paced"), 8000)
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 INTERRUPT = pytest.param("interrupt", marks=pytest.mark.quick_at(("slurm", "parsl"), ("condor", "dask")))
@@ -218,24 +218,28 @@ def test_the_runner_ends_and_comes_again(lab, way):
     assert code == 0, out
     accounted(lab.manifest(wf="Paced"), 5000)
     assert lab.manifest(wf="Paced")["digest"] == lab.truth("Paced", "--wf-arg", f"gate={gate}")
-    lab.nothing_left(10)
+    lab.nothing_left(30)
 
 
 @pytest.mark.full
 @pytest.mark.at("slurm")
 def test_jobs_of_which_only_the_queue_knows(lab):
     """All that runs on a node dies, and Slurm says for minutes that its jobs run: others take their place."""
-    lab.data(dy=[5000])
+    lab.data(dy=[10_000])
     gate = lab.folder / "gate"
     command = lab.command("--wf-arg", f"gate={gate}", "--task-seconds", "1", wf="Paced", workers=2)
     process = lab.start(command)
-    lab.until_working(process, 2, wf="Paced")
-    old = {job.id for job in lab.batch.running()}
-    for node in lab.batch.nodes.values():
-        node.hollow()
-    assert {job.id for job in lab.batch.running()} == old, "Slurm has noticed"
     now = lambda: {job.id for job in lab.batch.running()}  # noqa: E731
-    lab.until(lambda: now() and old.isdisjoint(now()), process, within=180)
+    for _ in range(3):  # Slurm may see by itself that a job has ended: then it has to be done again
+        lab.until_working(process, lab.journal("task", wf="Paced") + 2, wf="Paced")
+        old = now()
+        for node in lab.batch.nodes.values():
+            node.hollow()
+        unnoticed = now() == old
+        lab.until(lambda old=old: now() and old.isdisjoint(now()), process, within=180)
+        if unnoticed:
+            break
+    assert unnoticed, "Slurm has noticed, each time"
     tasks = lab.journal("task", wf="Paced")
     lab.until(lambda: lab.journal("task", wf="Paced") > tasks, process, within=180)
     gate.touch()
@@ -243,7 +247,7 @@ def test_jobs_of_which_only_the_queue_knows(lab):
     assert process.returncode == 0, out
     if lab.on.startswith("dask"):  # Parsl misses its managers as late as Slurm its jobs
         assert "should run, but has no worker any more" in out, out
-    accounted(lab.manifest(wf="Paced"), 5000)
+    accounted(lab.manifest(wf="Paced"), 10_000)
     lab.nothing_left(30)
 
 
@@ -256,10 +260,9 @@ def test_all_dies_at_once(lab):
     process = lab.start(command)
     lab.until_working(process, 2, wf="Paced")
     old = {job.name for job in lab.batch.queue()}
-    here = lab.here()
+    here = lab.here()  # a short command that asks the batch system, too: it may be gone by itself
     for number in (signal.SIGSTOP, signal.SIGKILL):  # none sees another's death
-        for pid in here:
-            os.kill(pid, number)
+        processes.send(here, number)
     process.communicate(timeout=60)
     assert {job.name for job in lab.batch.queue()} == old, "somebody was left after all"
     gate.touch()
@@ -267,7 +270,7 @@ def test_all_dies_at_once(lab):
     assert code == 0, out
     assert f"whatever was left of {old.pop()}" in out, out
     accounted(lab.manifest(wf="Paced"), 5000)
-    lab.nothing_left(10)
+    lab.nothing_left(30)
     assert not list(lab.rundir(wf="Paced").glob("**/*.key*")), "keys were left"
     assert not list(lab.rundir(wf="Paced").glob("logs/open-*")), "notes were left"
 

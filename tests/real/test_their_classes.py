@@ -65,7 +65,7 @@ def test_lxplus_says_what_a_log_says(cern):
     assert code == 4, out
     assert "/nowhere/python" in out, out
     assert "ended before a worker came" in out
-    cern.nothing_left(10)
+    cern.nothing_left(30)
 
 
 def test_lpc_by_a_class(at_lpc):

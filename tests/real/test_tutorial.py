@@ -86,4 +86,4 @@ def test_every_command_of_the_page(lab):
             digests.append(manifest["digest"])
     assert len(digests) == 2
     assert digests[0] == digests[1]
-    lab.nothing_left(15)
+    lab.nothing_left(30)

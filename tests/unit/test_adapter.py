@@ -938,9 +938,19 @@ def test_a_file_that_is_back_at_the_second_try(spoilt, monkeypatch):
     fileset, path = spoilt("missing")
     hidden = make_fileset(Path(path).parent / "again", {"dy": [100]})
     source = next(iter(hidden["dy"]["files"]))
-    threading.Timer(0.3, lambda: os.link(source, path)).start()
+    over = threading.Event()
     with made(retries=3, backoff=0.6) as executor:
-        out = runner(executor)(fileset, treename="Events", processor_instance=Spectrum())
+
+        def bring_back():
+            while not executor.report.retried and not over.wait(0.01):
+                pass
+            os.link(source, path)
+
+        threading.Thread(target=bring_back).start()
+        try:
+            out = runner(executor)(fileset, treename="Events", processor_instance=Spectrum())
+        finally:
+            over.set()
     assert out["dy"]["entries"] == 300
     assert executor.report.retried[0].error == "FileNotFoundError"
 

@@ -79,7 +79,7 @@ def gang(tmp_path, monkeypatch):
                     grow=growing(site, tmp_path, described))  # fmt: skip
         made.append(crew)
         crew.want(1)
-        until(lambda: len(queue.asked) == 1)
+        until(lambda: "0" in crew._roster.jobs)
         crew.started("0")
         crew.seen(1)
         return crew, queue, told
@@ -101,7 +101,7 @@ def ended(crew, queue, fate):
     count = len(queue.asked)
     queue.end(str(count - 1), fate)
     crew.seen(0)
-    until(lambda: len(queue.asked) > count)
+    until(lambda: str(count) in crew._roster.jobs)
     crew.started(str(count))
     crew.seen(1)
 

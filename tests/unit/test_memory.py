@@ -192,7 +192,7 @@ def test_a_program_that_came_and_went_counts():
 def test_programs_that_run_together_are_added_and_others_are_not():
     together, after = run("""
 with meter.span() as together:
-    for child in [program(60, 0.3) for _ in range(3)]:
+    for child in [program(60, 2.0) for _ in range(3)]:
         child.wait()
 with meter.span() as after:
     for _ in range(3):
@@ -231,8 +231,9 @@ said(span)
 
 def test_a_child_of_earlier_counts_with_what_it_has_now():
     (use,) = run("""
-child = program(60, 20)
-time.sleep(0.3)
+code = "import time; kept = b'x' * (60 << 20); print(flush=True); time.sleep(20)"
+child = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE)
+child.stdout.readline()
 with meter.span() as span:
     pass
 child.kill()
@@ -331,7 +332,7 @@ with meter.span() as before:
     pass
 with meter.span() as spike:
     kept = touch(50)
-    time.sleep(0.1)
+    time.sleep(1.0)
     kept.close()
 said(before, spike)
 """)
@@ -395,6 +396,7 @@ def test_a_failed_chunk_says_how_high_it_was(memory_path):
 
 def test_pages_are_counted_one_by_one_only_in_long_tasks(memory_path, monkeypatch):
     place = make_place(memory_path)
+    monkeypatch.setattr(worker, "LONG_ENOUGH", 60.0)
     assert "pss" not in perform(TASK, FakeAnalysis(), place).extra
     monkeypatch.setattr(worker, "LONG_ENOUGH", 0.0)
     extra = perform(TASK, FakeAnalysis(), place).extra

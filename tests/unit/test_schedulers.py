@@ -80,9 +80,9 @@ def test_a_command_that_may_not_be_run(commands):
 def test_a_command_that_hangs_ends_in_time_with_its_children(commands):
     commands.put("slow", f"sleep 61.5 & echo $! > {commands.folder}/child; wait")
     begun = time.monotonic()
-    with pytest.raises(CommandError, match="slow gave no answer within 0 s") as caught:
-        ask(["slow"], 0.3)
-    assert time.monotonic() - begun < 5
+    with pytest.raises(CommandError, match="slow gave no answer within 2 s") as caught:
+        ask(["slow"], 2.0)
+    assert time.monotonic() - begun < 7
     assert caught.value.about["late"]
     child = int((commands.folder / "child").read_text())
     for _ in range(100):

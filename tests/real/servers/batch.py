@@ -6,6 +6,7 @@ Only plain data and the promises live here; commands of one batch system do not.
 from __future__ import annotations
 
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -42,6 +43,14 @@ class Batch:
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(argv)}: exit {done.returncode}: {done.stderr.strip()}")
         return done.stdout
+
+    def asked(self, *argv: str) -> str:
+        """The same for a question, asked once more where it fails: on a busy machine a daemon may be late."""
+        try:
+            return self.command(*argv)
+        except (RuntimeError, subprocess.TimeoutExpired):
+            time.sleep(1)
+            return self.command(*argv)
 
     def queue(self) -> list[Job]:
         """Every job that is not over."""

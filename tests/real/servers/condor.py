@@ -277,7 +277,7 @@ class Condor(Batch):
     def queue(self) -> list[Job]:
         """Every job that is not over."""
         names = "ClusterId,ProcId,JobStatus,JobBatchName,HoldReason,RemoteHost"
-        said = self.command("condor_q", "-allusers", "-json", "-attributes", names)
+        said = self.asked("condor_q", "-allusers", "-json", "-attributes", names)
         jobs = json.loads(said) if said.strip() else []  # an empty queue is nothing at all, not []
         return [
             Job(

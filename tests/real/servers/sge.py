@@ -254,7 +254,7 @@ class Sge(Batch):
 
     def queue(self) -> list[Job]:
         """Every job that is not over."""
-        rows = ET.fromstring(self.command("qstat", "-u", "*", "-xml")).iter("job_list")
+        rows = ET.fromstring(self.asked("qstat", "-u", "*", "-xml")).iter("job_list")
         return [
             Job(
                 row.findtext("JB_job_number", ""), row.findtext("JB_name", ""),

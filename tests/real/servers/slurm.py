@@ -257,7 +257,7 @@ class Slurm(Batch):
 
     def queue(self) -> list[Job]:
         """Every job that is not over, arrays task by task."""
-        said = self.command("squeue", "-h", "-r", "-o", "%i|%j|%T|%N|%r")
+        said = self.asked("squeue", "-h", "-r", "-o", "%i|%j|%T|%N|%r")
         rows = [line.split("|", 4) for line in said.splitlines() if line]
         jobs = [
             Job(i, name, STATES.get(state, "ending"), reason, node) for i, name, state, node, reason in rows
