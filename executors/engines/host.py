@@ -88,9 +88,11 @@ class Host:
         """How a host ended whose lane was closed; until that is known, it would be taken for a living one."""
         if child.death(5.0) is None:
             self._nursery.kill(child, "it closed its lanes")
-        death = child.death(5.0) or WorkerDied.of("lost")
-        whole = WorkerDied.of(f"lost: the {self._name} ended ({death}); see {self._name}.log in the logs")
-        whole.about["of"] = f"{self._name} {child.ticket}"  # one death, however many lanes it ends
+        death = child.death(5.0)
+        how = death or WorkerDied.of("lost")
+        whole = WorkerDied.of(f"lost: the {self._name} ended ({how}); see {self._name}.log in the logs")
+        if death is not None:  # one death, however many lanes it ends; what cannot be ended counts each time
+            whole.about["of"] = f"{self._name} {child.ticket}"
         return whole
 
     def kill(self, index: int) -> None:

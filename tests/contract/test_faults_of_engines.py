@@ -22,6 +22,7 @@ from executors.engines import call
 from executors.engines.base import Resources, WorkerDied
 from executors.engines.futures import WorkerSlot
 from executors.engines.nursery import Nursery
+from executors.engines.parsl_task import outcome_file
 from executors.engines.tls import make_certificate
 from executors.errors import EngineError, SiteError, UsageError
 
@@ -86,6 +87,27 @@ def test_death_of_the_host_is_healed(name):
                 host.kill()
         assert all(isinstance(one.exception(20), WorkerDied) for one in futures)
         assert list(pool.map(tasks.length, [b"x"] * 10, timeout=60)) == [1] * 10
+
+
+def test_answers_of_a_host_before_are_not_taken_for_those_of_the_next(tmp_path):
+    """Parsl's workers may live on for a while, and write what they were asked for."""
+    with opened("parsl/local", scratch=tmp_path) as pool:
+        assert list(pool.map(tasks.length, [b"x"] * 4, timeout=60)) == [1] * 4
+        notes = [path for path in tmp_path.glob("parsl-*/note-*") if not path.suffix]
+        assert notes
+        (keeper,) = keepers()
+        for host in keeper.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                host.kill()
+        late = call.run(call.pack_call(tasks.length, (b"of another",), {}))
+        for note in notes:
+            for ticket in range(20):
+                outcome_file(str(note), ticket).write_bytes(late)
+        answers = [pool.submit(tasks.interval, 1.5) for _ in range(4)]  # long enough to be looked for
+        for one in answers:
+            with contextlib.suppress(WorkerDied):
+                assert isinstance(one.result(60), tuple)
+        assert isinstance(pool.submit(tasks.interval, 1.5).result(60), tuple)
 
 
 @pytest.mark.parametrize("program", ["process_worker_pool.py", "interchange"])

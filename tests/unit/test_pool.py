@@ -10,6 +10,7 @@ import pytest
 
 from executors.engines.base import WorkerDied
 from executors.engines.call import run
+from executors.engines.host import Host
 from executors.engines.pool import CRASH_LIMIT, Pool
 from executors.errors import EngineError
 
@@ -84,6 +85,21 @@ def test_one_death_of_what_all_wait_for_is_one_failed_start():
         assert answer.result(20) == 3
     finally:
         pool.close()
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_only_a_death_that_has_come_is_one_for_all(dies):
+    """What does not end is met again and again, and has to count each time."""
+
+    class Child:
+        ticket = 7
+        death = staticmethod(lambda _: WorkerDied.of("signal", -9) if dies else None)
+
+    class Keeper:
+        kill = staticmethod(lambda *_: None)
+
+    about = Host(Keeper(), "dask-host", "module:function", {}).bury(Child()).about
+    assert about.get("of") == ("dask-host 7" if dies else None)
 
 
 @pytest.fixture
