@@ -292,13 +292,13 @@ class RemoteSlot:
         self._fleet = fleet
         self._member: Member | None = None
         self._awake = threading.Event()
-        self._called = False
+        self._has_call = False
         self.worker = ""
 
     def ready(self) -> None:
         """Return when a worker is there; the crew's error if none will come."""
-        if self._called:
-            self._called = False
+        if self._has_call:
+            self._has_call = False
         elif self._member is None or not self._member.usable:
             self._member = self._fleet.take(self)
 
@@ -329,7 +329,7 @@ class RemoteSlot:
 
     def renew(self, worker: str) -> None:
         """Have the worker killed by its pilot, which starts another."""
-        self._called = True  # a call follows, for which any worker is good: none of its own may ever come
+        self._has_call = True  # a call follows, for which any worker is good: none of its own may ever come
         member = self._member
         if member is not None and member.name == worker:
             self._member = None

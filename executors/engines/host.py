@@ -12,6 +12,7 @@ import os
 import pickle
 import socket
 import threading
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from executors.engines.base import WorkerDied
@@ -316,6 +317,7 @@ def _serve_lane(lane: socket.socket, slot: Slot) -> None:
                 send(lane, DIED, pack_death(death))
                 return
             except Exception as error:  # noqa: BLE001 - the worker's edge: the next lane tells it; others go on
+                traceback.print_exc()
                 send(lane, DIED, pack_death(WorkerDied.of(f"lost: {error}")))
                 return
             del frame
